@@ -1,0 +1,42 @@
+# Every target does all the set-up it needs. `make help` lists them.
+SHELL := /bin/bash
+BIN := .venv/bin
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# TORCH_BACKEND=cpu make setup: a build of torch without CUDA, where the download can be reached.
+TORCH := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+STAMP := .venv/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo repro test check format lock bundle pictures
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP) ## everything the other targets need, in .venv
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python '>=3.11' .venv; } || python3 -m venv .venv
+	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
+	@echo "set-up: packages into .venv (torch alone is several GB; once)"
+	@$(UV) pip install -q --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
+	@touch $@
+
+demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
+	@$(BIN)/python -m stages.demo
+
+repro: $(STAMP) ## the MNIST run: dvc repro
+	@$(BIN)/dvc repro
+
+test: check ## checks and tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## formatting, lint, types
+	@$(BIN)/ruff format -q --check . && $(BIN)/ruff check -q . && $(BIN)/mypy
+
+format: $(STAMP) ## put the code in order
+	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
+
+lock: ## resolve requirements.lock anew
+	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	  --group pipeline --group test pyproject.toml -o requirements.lock

@@ -1,0 +1,10 @@
+"""How the learning rate moves through a training."""
+
+import math
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate: linear from 1/warmup to 1, then half a cosine down to 0 (Loshchilov & Hutter 2017)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,1 @@
+"""What the stages share: files, parameters, randomness and the machine. No models, no mathematics."""

@@ -1,0 +1,207 @@
+"""`params.yaml`, validated: every key there, none too many, each of the right type and in range.
+
+Values live in `params.yaml` alone: there are no defaults here, and nothing is transformed.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["bf16", "float32"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataParams(_Section):
+    dataset: Literal["mnist", "digits"]
+    seed: Seed
+
+
+class AutoencoderParams(_Section):
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    seed: Seed
+    unshuffle: Literal[1, 2, 4]
+    latent_channels: Annotated[int, Field(ge=1, le=64)]
+    widths: Annotated[list[Annotated[int, Field(ge=8, le=2048, multiple_of=8)]], Field(min_length=1, max_length=5)]
+    layers: Annotated[int, Field(ge=1, le=8)]
+    kl_weight: Annotated[float, Field(ge=0, le=1)]
+    steps: Count
+    batch_size: Count
+    learning_rate: Rate
+    precision: Precision
+
+
+class ClassifierParams(_Section):
+    source: Literal["bundled", "train"]
+    seed: Seed
+    steps: Count
+    batch_size: Annotated[int, Field(ge=2, le=10**6)]
+    learning_rate: Rate
+    precision: Precision
+
+
+class EncodeParams(_Section):
+    batch_size: Count
+    precision: Precision
+
+
+class ModelParams(_Section):
+    patch_size: Annotated[int, Field(ge=1, le=64)]
+    width: Annotated[int, Field(ge=4, le=8192)]
+    depth: Annotated[int, Field(ge=1, le=100)]
+    heads: Annotated[int, Field(ge=1, le=128)]
+    mlp_ratio: Annotated[float, Field(gt=0, le=16)]
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4 and of heads ({self.heads}); change one of them"
+            )
+        return self
+
+
+class FlowParams(_Section):
+    sigma_min: Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainParams(_Section):
+    seed: Seed
+    steps: Count
+    batch_size: Count
+    learning_rate: Rate
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
+    weight_decay: Fraction
+    beta2: Annotated[float, Field(gt=0, lt=1)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    precision: Precision
+    compile: bool
+    validate_every: Count
+    snapshots: Annotated[list[Fraction], Field(min_length=1, max_length=100)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps ({self.steps}); lower it")
+        if sorted(set(self.snapshots)) != list(self.snapshots):
+            raise ValueError(f"snapshots {self.snapshots} must rise, each once; sort them")
+        return self
+
+
+class SampleParams(_Section):
+    seed: Seed
+    solver: Literal["euler", "midpoint", "heun", "rk4"]
+    steps: Annotated[int, Field(ge=1, le=10_000)]
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)]
+    batch_size: Count
+    precision: Precision
+
+    @model_validator(mode="after")
+    def _on_grid(self) -> Self:
+        off = [t for t in self.trajectory_times if abs(t * self.steps - round(t * self.steps)) > 1e-6]
+        if off:
+            raise ValueError(
+                f"trajectory_times {off[0]} is no multiple of 1/steps (1/{self.steps}); move it or change steps"
+            )
+        if sorted(set(self.trajectory_times)) != list(self.trajectory_times):
+            raise ValueError(f"trajectory_times {self.trajectory_times} must rise, each once; sort them")
+        return self
+
+
+class EvaluateParams(_Section):
+    batch_size: Count
+    zoom: Annotated[int, Field(ge=1, le=16)]
+
+
+class RuntimeParams(_Section):
+    progress: bool
+
+
+class Params(_Section):
+    """All of `params.yaml`: a frozen section each, in the order of the file."""
+
+    data: DataParams
+    autoencoder: AutoencoderParams
+    classifier: ClassifierParams
+    encode: EncodeParams
+    model: ModelParams
+    flow: FlowParams
+    train: TrainParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+    runtime: RuntimeParams
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's floats, so that `1e-5` is a number, and without keys given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice}' stands twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate a `params.yaml`. Raises `UserError` that names the file, the key and its value."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+    return validate_params(tree, str(path))
+
+
+def validate_params(tree: Any, origin: str) -> Params:
+    """Validate parameters that are already loaded; `origin` is named in errors."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {tree!r}")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
+
+
+def _describe(error: Any) -> str:
+    """One pydantic error as a line: key, value, what is accepted."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{key} is missing; add it (`git diff params.yaml` shows what was removed)"
+    if error["type"] == "extra_forbidden":
+        section = Params.model_fields.get(str(error["loc"][0]))
+        model = section.annotation if section and len(error["loc"]) > 1 else Params
+        return f"{key} is not a known key; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}"
+    accepted = (
+        error["msg"]
+        .removeprefix("Input should be ")
+        .replace("greater than or equal to", "at least")
+        .replace("less than or equal to", "at most")
+    )
+    return f"{key} is {error['input']!r}; it must be {accepted[0].lower()}{accepted[1:]}"

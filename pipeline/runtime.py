@@ -1,0 +1,51 @@
+"""The machine: which device, how precise, how repeatable."""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar, cast
+
+import torch
+
+from pipeline.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def device() -> torch.device:
+    """`LFM_DEVICE` if it is set (cpu, cuda, cuda:1, mps), else the first CUDA GPU, else the CPU.
+
+    The environment decides, not a parameter: moving between machines reruns nothing.
+    """
+    wanted = os.environ.get("LFM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(wanted)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"LFM_DEVICE: '{wanted}' can't be used here ({reason}); unset it or choose cpu, cuda or mps"
+        ) from error
+    return found
+
+
+def deterministic() -> None:
+    """Make the same inputs give the same bytes on the same kind of device (and number of threads)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def precision(name: str, where: torch.device) -> AbstractContextManager[object]:
+    """The context in which a model runs: `bf16` is autocast (weights stay float32), `float32` is nothing at all."""
+    return torch.autocast(where.type, torch.bfloat16) if name == "bf16" else nullcontext()
+
+
+def compiled(function: F, where: torch.device) -> F:
+    """The function through `torch.compile`, which on a CPU needs a C++ compiler."""
+    if where.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UserError(
+            "train.compile is true, but no C++ compiler (g++, clang++ or $CXX) was found; install one or set train.compile: false"
+        )
+    return cast(F, torch.compile(function, dynamic=False))

@@ -1,0 +1,56 @@
+"""The same pipeline in a folder of its own: what `make demo` and the tests run, leaving the working tree as it was."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.params import Loader, validate_params
+
+CODE = ("lfm", "pipeline", "stages", "dvc.yaml", ".dvcignore")
+
+
+def read_preset(preset: Path) -> dict[str, Any]:
+    """The `-S section.key=value` flags of a preset file: {"section.key": value}."""
+    words = shlex.split(preset.read_text(encoding="utf-8"), comments=True)
+    if words[::2] != ["-S"] * (len(words) // 2) or len(words) % 2:
+        raise UserError(f"{preset}: must hold `-S section.key=value` flags alone; mend it")
+    pairs = (word.partition("=") for word in words[1::2])
+    return {key: yaml.load(value, Loader) for key, _, value in pairs}
+
+
+def apply(params: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Parameters with some leaves changed, validated; `params` itself stays as it is."""
+    changed = {section: dict(leaves) for section, leaves in params.items()}
+    for key, value in changes.items():
+        section, _, leaf = key.partition(".")
+        if leaf not in changed.get(section, {}):
+            raise UserError(f"{origin}: {key} is not a known key; see params.yaml")
+        changed[section][leaf] = value
+    validate_params(changed, origin)
+    return changed
+
+
+def make_workspace(root: Path, target: Path, preset: Path) -> None:
+    """Copy the project's code to `target`, with a preset applied to its parameters and a DVC cache of its own.
+
+    What an earlier call left there stays in DVC's cache, so a second run does only what has changed.
+    """
+    params = apply(
+        yaml.load((root / "params.yaml").read_text(encoding="utf-8"), Loader), read_preset(preset), str(preset)
+    )
+    for name in CODE:
+        source, copy = root / name, target / name
+        if source.is_dir():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    (target / ".dvc").mkdir(exist_ok=True)
+    config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true")
+    (target / ".dvc/config").write_text(config, encoding="utf-8")

@@ -1,0 +1,7 @@
+"""One module is one DVC stage: python -m stages.NAME."""
+
+import sys
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    sys.exit(f"error: {sys.executable} has no torch; run `make setup`, then `source .venv/bin/activate`")

@@ -1,0 +1,133 @@
+"""The autoencoder: bundled, trained here, or brought by the user → models/autoencoder/."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from torch import Tensor
+
+from lfm import autoencoder
+from lfm.autoencoder import ImageAutoencoder
+from lfm.metrics import psnr
+from lfm.schedule import warmup_cosine
+from pipeline import arrays, random
+from pipeline.errors import UserError
+from pipeline.files import AUTOENCODER, IMAGES, PRETRAINED, sha256_of, write_csv, write_json
+from pipeline.params import AutoencoderParams, Params
+from pipeline.report import Progress, say
+from pipeline.runtime import device, precision
+from stages.bundled import check_bundled
+from stages.cli import run
+
+BUNDLED = PRETRAINED / AUTOENCODER.name
+FILES = (autoencoder.CONFIG, autoencoder.WEIGHTS)
+
+
+def train(p: AutoencoderParams, images: Tensor, show: bool) -> tuple[ImageAutoencoder, list[tuple[float, ...]]]:
+    """Fit a small variational autoencoder to images (N, C, H, W). Returns it and its curves."""
+    where = images.device
+    torch.manual_seed(random.torch_seed(p.seed, "autoencoder"))
+    model = autoencoder.build(p.unshuffle, images.shape[1], p.latent_channels, p.widths, p.layers)
+    coder = ImageAutoencoder(model, images.shape[1], (images.shape[2], images.shape[3])).to(where)
+    latent = (p.batch_size, p.latent_channels, *(-(-n // coder.factor) for n in coder.size))
+    optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    curves: list[tuple[float, ...]] = []
+    with Progress(p.steps, "autoencoder", "step", show) as progress:
+        for step in range(p.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 20)
+            rows = random.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
+            noise = random.normal(p.seed, "posterior", step, latent).to(where)
+            with precision(p.precision, where):
+                loss, squared, kl = autoencoder.loss(model, coder.pixels(images[rows]), noise, p.kl_weight)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 50 == 0 or step == p.steps - 1:
+                curves.append((step, loss.item(), squared.item(), kl.item() / noise[0].numel()))
+            progress.advance(loss=curves[-1][1])
+    model.eval().requires_grad_(False)
+    return coder, curves
+
+
+def reconstruct(coder: ImageAutoencoder, images: Tensor, name: str) -> Tensor:
+    """Images decoded from the mean of their posterior, uint8 as they came."""
+    with torch.no_grad(), precision(name, images.device):
+        return torch.cat([coder.decode(coder.moments(part)[0]) for part in images.split(500)])
+
+
+def bring(source: str, revision: str | None) -> Path:
+    """The folder of an autoencoder that the user names: a local directory, or a hub id that is downloaded.
+
+    Raises `UserError` where it is missing or its content is not the one that `revision` pins.
+    """
+    local = Path(os.environ.get("DVC_ROOT", ".")) / Path(source).expanduser()
+    if local.is_dir():
+        found = sha256_of(local, FILES)
+        if revision != found:
+            raise UserError(
+                f"autoencoder.revision is {revision!r}, but the content of {source} has {found}; set autoencoder.revision: {found}"
+            )
+        return local
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise UserError(
+            f"autoencoder.source: '{source}' is neither bundled, train, a directory that exists nor a hub id (owner/name); mend it"
+        )
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        try:
+            newest = f"set autoencoder.revision: {HfApi().model_info(source).sha}"
+        except Exception as error:  # the hub's client raises many kinds, and this is only a hint
+            newest = f"its newest could not be asked for ({type(error).__name__}); copy it from the model's page"
+        raise UserError(
+            f"autoencoder.revision is {revision!r}; for the hub's {source} it must be a commit of 40 hex digits: {newest}"
+        )
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # as above: whatever happened, the way out is the same
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"autoencoder.source: {source} at {revision[:12]} could not be downloaded ({reason}); go online, or "
+            "download it elsewhere and set autoencoder.source to that directory"
+        ) from error
+
+
+def main(p: Params) -> None:
+    source = p.autoencoder.source
+    with arrays.reading(IMAGES) as file:
+        _, channels, *size = file.shape("train/images")
+        if source == "bundled":
+            check_bundled("autoencoder", BUNDLED, file)
+            shutil.copytree(BUNDLED, AUTOENCODER, dirs_exist_ok=True)
+            return
+        if source != "train":
+            model = autoencoder.load(bring(source, p.autoencoder.revision))
+            coder = ImageAutoencoder(model, channels, (size[0], size[1]))
+            with torch.no_grad():
+                coder.decode(
+                    coder.moments(torch.from_numpy(file.read("train/images", 0, 1)))[0]
+                )  # it must work on these images
+            autoencoder.save(AUTOENCODER, model)
+            write_json(AUTOENCODER / "record.json", {"source": source, "revision": p.autoencoder.revision})
+            return
+        images = torch.from_numpy(file.read("train/images")).to(device())
+        held_out = torch.from_numpy(file.read("validation/images")).to(device())
+        train_sha256 = file.attribute("train_sha256")
+    coder, curves = train(p.autoencoder, images, p.runtime.progress)
+    score = psnr(held_out, reconstruct(coder, held_out, p.autoencoder.precision))
+    autoencoder.save(AUTOENCODER, coder.model)
+    write_csv(AUTOENCODER / "curves.csv", ("step", "loss", "squared_error", "kl_per_latent_dimension"), curves)
+    record = {
+        "params": p.autoencoder.model_dump(),
+        "train_sha256": train_sha256,
+        "psnr_validation": round(score, 3),
+    }
+    write_json(AUTOENCODER / "record.json", record)
+    say(f"{AUTOENCODER}: PSNR {score:.2f} dB on the validation images")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""The classifier that all metrics are measured with → models/classifier/."""
+
+import shutil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lfm.classifier import Classifier, augment, to_pixels
+from lfm.schedule import warmup_cosine
+from lfm.weights import save_model
+from pipeline import arrays, random
+from pipeline.files import CLASSIFIER, IMAGES, PRETRAINED, write_csv, write_json
+from pipeline.params import ClassifierParams, Params
+from pipeline.report import Progress, say
+from pipeline.runtime import device, precision
+from stages.bundled import check_bundled
+from stages.cli import run
+
+BUNDLED = PRETRAINED / CLASSIFIER.name
+
+
+def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Share of images (uint8) that are given their label."""
+    with torch.no_grad():
+        guesses = [model(to_pixels(part)).argmax(1) for part in images.split(500)]
+    return float((torch.cat(guesses) == labels).float().mean())
+
+
+def train(
+    p: ClassifierParams, images: Tensor, labels: Tensor, show: bool
+) -> tuple[Classifier, list[tuple[int, float]]]:
+    """Fit the classifier on augmented images with smoothed labels. Returns it and its loss curve."""
+    where = images.device
+    torch.manual_seed(random.torch_seed(p.seed, "classifier"))
+    model = Classifier(images.shape[1], int(labels.max()) + 1).to(where)
+    optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, weight_decay=0.02)
+    curve = []
+    with Progress(p.steps, "classifier", "step", show) as progress:
+        for step in range(p.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 10)
+            rows = random.batch_rows(p.seed, step, p.batch_size, len(labels)).to(where)
+            u = random.uniform(p.seed, "augmentation", step, (p.batch_size, 5))
+            pixels = augment(to_pixels(images[rows]), u.to(where))
+            with precision(p.precision, where):
+                loss = F.cross_entropy(model(pixels).float(), labels[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 50 == 0 or step == p.steps - 1:
+                curve.append((step, loss.item()))
+            progress.advance(loss=curve[-1][1])
+    return model.eval(), curve
+
+
+def main(p: Params) -> None:
+    with arrays.reading(IMAGES) as file:
+        if p.classifier.source == "bundled":
+            check_bundled("classifier", BUNDLED, file)
+            shutil.copytree(BUNDLED, CLASSIFIER, dirs_exist_ok=True)
+            return
+        where = device()
+        images, labels = (torch.from_numpy(file.read(f"train/{a}")).to(where) for a in ("images", "labels"))
+        held_out = [torch.from_numpy(file.read(f"validation/{a}")).to(where) for a in ("images", "labels")]
+        train_sha256 = file.attribute("train_sha256")
+    model, curve = train(p.classifier, images, labels.long(), p.runtime.progress)
+    score = accuracy(model, *held_out)
+    save_model(CLASSIFIER, model, model.config)
+    write_csv(CLASSIFIER / "curves.csv", ("step", "loss"), curve)
+    record = {
+        "params": p.classifier.model_dump(),
+        "train_sha256": train_sha256,
+        "accuracy_validation": round(score, 5),
+    }
+    write_json(CLASSIFIER / "record.json", record)
+    say(f"{CLASSIFIER}: {score:.2%} of the validation images are classified correctly")
+
+
+if __name__ == "__main__":
+    run(main)
