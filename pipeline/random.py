@@ -7,6 +7,7 @@ would with the 32 bits that torch's CPU generator takes. Draws are made on the C
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -49,5 +50,10 @@ def batch_rows(seed: int, step: int, batch: int, n: int) -> torch.Tensor:
     A batch may span two epochs, so every row is seen equally often whatever n and the batch size are.
     """
     places = np.arange(step * batch, (step + 1) * batch)
-    rows = [permutation(seed, "epoch", int(e), n)[places[places // n == e] % n] for e in np.unique(places // n)]
+    rows = [_epoch(seed, int(e), n)[places[places // n == e] % n] for e in np.unique(places // n)]
     return torch.cat(rows)
+
+
+@lru_cache(maxsize=2)  # most steps stay in the epoch of the step before
+def _epoch(seed: int, epoch: int, n: int) -> torch.Tensor:
+    return permutation(seed, "epoch", epoch, n)

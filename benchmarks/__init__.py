@@ -1,0 +1,1 @@
+"""Where speed and memory are measured."""

@@ -1,0 +1,1 @@
+"""Tests: closed forms of the method, and the pipeline as a user meets it."""

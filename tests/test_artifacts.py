@@ -1,0 +1,165 @@
+"""What the stages leave: splits, latents, samples, and the weights that come with the package."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lfm import autoencoder
+from lfm.autoencoder import ImageAutoencoder
+from lfm.classifier import Classifier
+from lfm.errors import ConfigError
+from lfm.latents import LatentScale, draw
+from lfm.metrics import psnr
+from lfm.weights import load_model
+from pipeline import arrays, random
+from pipeline.download import fetch
+from pipeline.files import PRETRAINED, SPLITS
+from pipeline.params import load_params
+from stages import sample
+from stages.autoencoder import reconstruct
+from stages.classifier import accuracy
+from stages.fetch import digest, hold_out, mnist
+from tests.conftest import ROOT
+
+
+def test_splits_share_nothing_and_have_the_same_class_counts(tiny: Path) -> None:
+    with arrays.reading(tiny / "data/images.h5") as file:
+        images, labels = ({s: file.read(f"{s}/{a}") for s in SPLITS} for a in ("images", "labels"))
+    assert [len(images[s]) for s in SPLITS] == [1197, 300, 300]
+    assert images["test"].shape[1:] == (1, 28, 28) and images["test"].dtype == np.uint8
+    assert np.array_equal(np.bincount(labels["validation"]), np.bincount(labels["test"]))
+    rows = {s: {image.tobytes() for image in images[s]} for s in SPLITS}
+    assert not rows["train"] & rows["validation"] and not rows["train"] & rows["test"]
+
+
+def test_form_12_latents_belong_to_their_images_and_are_normalised(tiny: Path) -> None:
+    with arrays.reading(tiny / "data/images.h5") as images, arrays.reading(tiny / "data/latents.h5") as latents:
+        for split in SPLITS:
+            assert np.array_equal(latents.read(f"{split}/labels"), images.read(f"{split}/labels"))
+        coder = ImageAutoencoder(autoencoder.load(tiny / "models/autoencoder"), 1, (28, 28))
+        rows = random.permutation(0, "test", 0, 1197).numpy()[:64]
+        with torch.no_grad():
+            mean, std = coder.moments(torch.from_numpy(images.read("train/images")[rows]))
+        stored = [torch.from_numpy(latents.read(f"train/{name}")) for name in ("mean", "std")]
+        # float32 either way (the preset says so); another batch size sums in another order.
+        torch.testing.assert_close(mean, stored[0][rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(std, stored[1][rows], rtol=1e-4, atol=1e-4)
+        scale = LatentScale(*(torch.from_numpy(latents.read(f"scale/{name}")) for name in ("mean", "std")))
+    draws = [scale.normalise(draw(*stored, random.normal(0, "draw", i, stored[0].shape))) for i in range(10)]
+    x = torch.stack(draws).double()
+    assert x.mean((0, 1, 3, 4)).abs().max() < 0.01
+    assert (x.std((0, 1, 3, 4)) - 1).abs().max() < 0.01
+
+
+def test_samples_have_the_test_labels_and_do_not_depend_on_how_they_are_batched(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny)
+    p = load_params(Path("params.yaml")).sample.model_copy(update={"precision": "float32"})
+    generator = sample.load_generator(Path("models/flow"), Path("models/autoencoder"), p)
+    with arrays.reading(Path("data/samples.h5")) as file, arrays.reading(Path("data/images.h5")) as images:
+        labels = file.read("generated/labels")
+        assert np.array_equal(labels, images.read("test/labels"))
+        assert file.shape("generated/images") == images.shape("test/images")
+        assert file.shape("reconstructed/validation") == images.shape("validation/images")
+    many = generator.integrate(np.arange(50), labels[:50]).x[-1]
+    few = generator.integrate(np.arange(20, 30), labels[20:30]).x[-1]
+    torch.testing.assert_close(few, many[20:30], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels_in", "levels", "images", "latent"),
+    [(3, 4, 1, 4), (3, 4, 3, 4), (1, 3, 1, 7), (16, 2, 1, 4), (48, 2, 3, 4)],
+    ids=["grey through SD's colour layout", "colour", "grey", "grey folded by 4", "colour folded by 4"],
+)
+def test_any_autoencoder_fits_by_its_channels(channels_in: int, levels: int, images: int, latent: int) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        channels_in, channels_in, ["DownEncoderBlock2D"] * levels, ["UpDecoderBlock2D"] * levels, [8] * levels,
+        norm_num_groups=4, latent_channels=4,
+    ).eval()  # fmt: skip
+    coder = ImageAutoencoder(model, images, (28, 28))
+    batch = torch.randint(0, 256, (2, images, 28, 28), dtype=torch.uint8)
+    with torch.no_grad():
+        mean, std = coder.moments(batch)
+        assert mean.shape == std.shape == (2, 4, latent, latent) and (std > 0).all()
+        assert coder.decode(mean).shape == batch.shape
+    assert torch.equal(coder.images(coder.pixels(batch)), batch), "the adaption itself loses nothing"
+
+
+def test_autoencoders_that_do_not_fit_are_refused() -> None:
+    five = autoencoder.build(1, 5, 4, [8], 1)
+    with pytest.raises(ConfigError) as error:
+        ImageAutoencoder(five, 1, (28, 28))
+    assert str(error.value) == (
+        "autoencoder: in_channels is 5; accepted are [1, 3, 4, 12, 16, 48] (colours × unshuffle²)"
+    )
+    with pytest.raises(ConfigError, match=r"in_channels 4 is for grey images, but these have 3 channels"):
+        ImageAutoencoder(autoencoder.build(2, 1, 4, [8], 1), 3, (28, 28))
+
+
+# --- bundled weights, on real MNIST where a mirror is given ------------------------------------------------------------
+
+
+def size_of(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize(("name", "limit"), [("autoencoder", 6e6), ("flow", 10e6), ("classifier", 2e6)])
+def test_bundled_weights_are_small_and_say_how_they_were_made(name: str, limit: float) -> None:
+    folder = ROOT / PRETRAINED / name
+    record = json.loads((folder / "record.json").read_text())
+    assert size_of(folder) <= limit
+    assert len(record["train_sha256"]) == 64 and record["params"] and record["made"]["date"]
+
+
+@pytest.fixture(scope="module")
+def splits(mirror: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    full, test = mnist(show=False)
+    train, validation = hold_out(full, test.labels, load_params(ROOT / "params.yaml").data.seed)
+    for name in ("autoencoder", "classifier", "flow"):
+        record = json.loads((ROOT / PRETRAINED / name / "record.json").read_text())
+        assert record["train_sha256"] == digest(train), f"the bundled {name} was fitted on another split"
+    pairs = {"train": train, "validation": validation, "test": test}
+    return {n: (torch.from_numpy(s.images.copy()), torch.from_numpy(s.labels.copy()).long()) for n, s in pairs.items()}
+
+
+def test_mnist_is_split_as_designed(splits: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    assert [len(splits[s][1]) for s in SPLITS] == [50_000, 10_000, 10_000]
+    assert torch.equal(splits["validation"][1].bincount(), splits["test"][1].bincount())
+
+
+def test_the_bundled_classifier_is_a_ruler(splits: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    classifier = load_model(ROOT / PRETRAINED / "classifier", Classifier)
+    assert accuracy(classifier, *splits["test"]) >= 0.993
+
+
+def test_the_bundled_autoencoder_reconstructs(splits: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    coder = ImageAutoencoder(autoencoder.load(ROOT / PRETRAINED / "autoencoder"), 1, (28, 28))
+    images, labels = (part[:1000] for part in splits["test"])
+    decoded = reconstruct(coder, images, "float32")
+    assert psnr(images, decoded) > 28
+    assert accuracy(load_model(ROOT / PRETRAINED / "classifier", Classifier), decoded, labels) > 0.985
+
+
+def test_the_bundled_flow_draws_the_digit_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    generator = sample.load_generator(PRETRAINED / "flow", PRETRAINED / "autoencoder", load_params(Path("params.yaml")).sample)
+    labels = np.arange(200) % 10
+    images = generator.decode(generator.integrate(np.arange(200), labels).x[-1])
+    classifier = load_model(PRETRAINED / "classifier", Classifier)
+    # 200 draws at a true accuracy of 98 % fall below 92.5 % with a probability under 1e-5.
+    assert accuracy(classifier, torch.from_numpy(images), torch.from_numpy(labels)) >= 0.925
+
+
+def test_the_mirror_serves_what_torchvision_names(mirror: str) -> None:
+    from torchvision.datasets import MNIST
+
+    name, md5 = MNIST.resources[3]
+    assert len(gzip.decompress(fetch("mnist", name, md5, [], show=False))) == 8 + 10_000

@@ -1,0 +1,172 @@
+"""Caching that is right: what a stage depends on, what a change reruns, and that reruns give the same bytes."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from pipeline.params import Loader
+from pipeline.workspace import make_workspace
+from tests.conftest import ROOT, command, repro
+
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES: dict[str, Any] = DVC["stages"]
+PARAMS: dict[str, dict[str, Any]] = yaml.load((ROOT / "params.yaml").read_text(), Loader)
+GRAPH = grimp.build_graph("lfm", "pipeline", "stages", cache_dir=None)
+
+# Modules that can't change a result, so a stage need not list them.
+EXEMPT = {
+    "lfm.errors": "an exception class",
+    "pipeline.errors": "an exception class",
+    "pipeline.params": "only validates and never transforms: the values are tracked by `params:`",
+    "pipeline.report": "log lines and progress bars",
+    "stages.cli": "starts a stage and prints its errors",
+}
+
+# Which stages a changed section of params.yaml reruns; what they make then decides about the others.
+TRACKED_BY = {
+    "data": {"fetch"},
+    "autoencoder": {"autoencoder"},
+    "classifier": {"classifier"},
+    "encode": {"encode"},
+    "model": {"train"},
+    "flow": {"train"},
+    "train": {"train"},
+    "sample": {"sample"},
+    "evaluate": {"evaluate"},
+    "runtime": set[str](),
+}
+LEAVES = [(section, leaf) for section, leaves in PARAMS.items() for leaf in leaves]
+
+
+def modules(stage: str) -> set[str]:
+    """The project's modules that a stage imports, itself and what they import in turn included."""
+    found = GRAPH.find_upstream_modules(f"stages.{stage}") | {f"stages.{stage}"}
+    return {m for m in found if not (ROOT / m.replace(".", "/")).is_dir()} - set(EXEMPT)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_name_exactly_what_a_stage_imports(stage: str) -> None:
+    listed = {dep.removesuffix(".py").replace("/", ".") for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert listed == modules(stage)
+
+
+def test_the_two_libraries_do_not_know_each_other_or_the_stages() -> None:
+    for ours, others in {"lfm": ("pipeline", "stages"), "pipeline": ("lfm", "stages")}.items():
+        for other in others:
+            assert not GRAPH.find_shortest_chains(ours, other), f"{ours} imports {other}"
+
+
+def test_packages_hold_a_docstring_and_no_project_imports() -> None:
+    for package in ("lfm", "pipeline", "stages"):
+        source = (ROOT / package / "__init__.py").read_text()
+        assert source.startswith('"""') and not re.search(r"\b(from|import) (lfm|pipeline|stages)\b", source)
+
+
+def test_exemptions_are_used() -> None:
+    imported = set[str]().union(*(GRAPH.find_upstream_modules(f"stages.{stage}") for stage in STAGES))
+    assert set(EXEMPT) <= imported
+
+
+@contextmanager
+def changed(workspace: Path, section: str, leaf: str, value: Any) -> Iterator[None]:
+    """params.yaml with one leaf changed, for a while."""
+    path = workspace / "params.yaml"
+    before = path.read_text()
+    tree = yaml.load(before, Loader)
+    tree[section][leaf] = value
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(("section", "leaf"), LEAVES, ids=[f"{s}.{k}" for s, k in LEAVES])
+def test_a_changed_parameter_reruns_the_stages_that_track_it(tiny: Path, section: str, leaf: str) -> None:
+    with changed(tiny, section, leaf, "something else"), Repo(str(tiny)) as repo:
+        status = repo.status()
+    assert set(status) == TRACKED_BY[section]
+    for changes in status.values():
+        assert changes == [{"changed deps": {"params.yaml": {f"{section}.{leaf}": "modified"}}}] or changes == [
+            {"changed deps": {"params.yaml": {section: "modified"}}}
+        ]
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def test_nothing_changed_runs_nothing(tiny: Path) -> None:
+    assert ran(repro(tiny)) == []
+
+
+def test_a_change_runs_what_it_touches_and_going_back_runs_nothing(tiny: Path) -> None:
+    before = outs(tiny)
+    with changed(tiny, "sample", "seed", 7):
+        assert ran(repro(tiny)) == ["sample", "evaluate"]
+    assert outs(tiny) != before
+    assert ran(repro(tiny)) == []
+    assert outs(tiny) == before
+
+
+def test_a_change_that_gives_the_same_bytes_stops_there(tiny: Path) -> None:
+    with changed(tiny, "autoencoder", "revision", "unused by source: train"):
+        # The record of the parameters changes, and no weight: encode runs, finds the same latents, and that is all.
+        assert "train" not in ran(repro(tiny))
+    assert ran(repro(tiny)) == []
+
+
+def outs(workspace: Path) -> dict[str, str]:
+    """sha256 of every file that a stage makes."""
+    found: dict[str, str] = {}
+    for stage in STAGES.values():
+        for out in [*stage["outs"], *(m for entry in stage.get("metrics", []) for m in entry)]:
+            path = workspace / out
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            found |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return found
+
+
+def test_two_runs_from_scratch_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "another" / "place"
+    other.mkdir(parents=True)
+    make_workspace(ROOT, other, ROOT / "presets/tiny")
+    assert ran(repro(other)) == list(STAGES)
+    assert outs(other) == outs(tiny)
+
+
+def test_every_preset_is_valid_and_every_out_is_ignored_by_git(tmp_path: Path) -> None:
+    for preset in sorted((ROOT / "presets").iterdir()):
+        make_workspace(ROOT, tmp_path / preset.name, preset)
+    for stage in STAGES.values():
+        for out in stage["outs"]:
+            folder, _, name = out.partition("/")
+            assert f"/{name}" in (ROOT / folder / ".gitignore").read_text().split()
+
+
+def test_metrics_are_few_flat_and_finite(tiny: Path) -> None:
+    metrics = json.loads((tiny / "reports/metrics.json").read_text())
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    assert metrics["nfe"] == 10 and metrics["fd_validation"] > 0
+    assert 0 < metrics["psnr"] < 100 and 0 <= metrics["accuracy_generated"] <= 100
+
+
+def test_a_stage_runs_without_dvc_and_leaves_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy, ignore=shutil.ignore_patterns(".dvc"))
+    (copy / "data/samples.h5").unlink()
+    result = command("python", "-m", "stages.sample", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert outs(copy) == outs(tiny)
+    assert not list(copy.rglob("*.part")) and os.listdir(copy / "data")
