@@ -8,7 +8,7 @@ TORCH := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 STAMP := .venv/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo repro test check format lock bundle pictures
+.PHONY: help setup demo repro test check format bench pictures lock
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,12 @@ check: $(STAMP) ## formatting, lint, types
 
 format: $(STAMP) ## put the code in order
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
+
+bench: $(STAMP) ## seconds and peak memory of every stage, from an empty cache (the README's table)
+	@$(BIN)/python -m benchmarks.stages
+
+pictures: $(STAMP) ## copy the pictures of the last run to docs/, where the README shows them
+	@mkdir -p docs/pictures && cp reports/*.png docs/pictures/
 
 lock: ## resolve requirements.lock anew
 	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

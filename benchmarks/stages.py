@@ -53,7 +53,9 @@ def main() -> None:
         preset.write_text(Path(ROOT / "presets" / sys.argv[1]).read_text() if len(sys.argv) > 1 else "")
         make_workspace(ROOT, workspace, preset)
         machine = f"{os.cpu_count()} cores, {platform.machine()}"
-        print(f"{datetime.date.today()}, {machine}, preset {sys.argv[1] if len(sys.argv) > 1 else 'none (params.yaml)'}\n")
+        print(
+            f"{datetime.date.today()}, {machine}, preset {sys.argv[1] if len(sys.argv) > 1 else 'none (params.yaml)'}\n"
+        )
         print("| stage | seconds | peak memory, MB |\n|---|---|---|")
         total = 0.0
         for stage in stages:

@@ -107,7 +107,7 @@ class Transformer(nn.Module):
     def forward(self, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Velocity (B, C, H, W) at times t ((B,) or a scalar), latents x (B, C, H, W) and labels y (B,) int64."""
         p = self.patch_size
-        condition = F.silu(self.time(time_features(t.expand(len(x)))) + self.label(y))  # (B, D)
+        condition = F.silu(self.time(time_features(t.to(x.dtype).expand(len(x)))) + self.label(y))  # (B, D)
         tokens = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (B, N, C·p²)
         tokens = self.embed(tokens) + self.positions  # (B, N, D)
         for block in self.blocks:
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
 def time_features(t: Tensor) -> Tensor:
     """Sines and cosines of 1000·t at frequencies from 1 down to 10⁻⁴ (Vaswani et al. 2017): (B,) → (B, 256)."""
     frequencies = torch.exp(-math.log(1e4) * torch.arange(TIME_FREQUENCIES, device=t.device) / TIME_FREQUENCIES)
-    angles = TIME_SCALE * t.float()[:, None] * frequencies
+    angles = TIME_SCALE * t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -73,16 +73,20 @@ class ArrayFile:
         return name in self._file
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        found = self._file.get(name)
+        found: object = self._file
+        for part in name.split("/"):
+            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            elsewhere = isinstance(link, h5py.ExternalLink | h5py.SoftLink)
+            found = None if link is None or elsewhere else found[part]  # type: ignore[index]
+            if elsewhere or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+                raise UserError(
+                    f"{self._path}: array '{name}' points to another file, which is refused; {_remake(self._path)}"
+                )
         if not isinstance(found, h5py.Dataset):
             names: list[str] = []
             self._file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
             raise UserError(
                 f"{self._path}: no array '{name}' (it holds: {', '.join(names) or 'nothing'}); {_remake(self._path)}"
-            )
-        if found.is_virtual or found.external:
-            raise UserError(
-                f"{self._path}: array '{name}' points to another file, which is refused; {_remake(self._path)}"
             )
         return found
 

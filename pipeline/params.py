@@ -164,6 +164,9 @@ Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 
+# What pydantic says, and how we say it.
+WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", " after validation": ""}
+
 
 def load_params(path: Path) -> Params:
     """Read and validate a `params.yaml`. Raises `UserError` that names the file, the key and its value."""
@@ -198,10 +201,7 @@ def _describe(error: Any) -> str:
         return f"{key} is not a known key; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
-    accepted = (
-        error["msg"]
-        .removeprefix("Input should be ")
-        .replace("greater than or equal to", "at least")
-        .replace("less than or equal to", "at most")
-    )
-    return f"{key} is {error['input']!r}; it must be {accepted[0].lower()}{accepted[1:]}"
+    accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
+    for words, ours in WORDS.items():
+        accepted = accepted.replace(words, ours)
+    return f"{key} is {error['input']!r}; {accepted}"

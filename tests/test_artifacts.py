@@ -150,7 +150,9 @@ def test_the_bundled_autoencoder_reconstructs(splits: dict[str, tuple[torch.Tens
 
 def test_the_bundled_flow_draws_the_digit_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    generator = sample.load_generator(PRETRAINED / "flow", PRETRAINED / "autoencoder", load_params(Path("params.yaml")).sample)
+    generator = sample.load_generator(
+        PRETRAINED / "flow", PRETRAINED / "autoencoder", load_params(Path("params.yaml")).sample
+    )
     labels = np.arange(200) % 10
     images = generator.decode(generator.integrate(np.arange(200), labels).x[-1])
     classifier = load_model(PRETRAINED / "classifier", Classifier)

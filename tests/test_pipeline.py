@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -169,4 +168,4 @@ def test_a_stage_runs_without_dvc_and_leaves_the_same_bytes(tiny: Path, tmp_path
     result = command("python", "-m", "stages.sample", cwd=copy)
     assert result.returncode == 0, result.stderr
     assert outs(copy) == outs(tiny)
-    assert not list(copy.rglob("*.part")) and os.listdir(copy / "data")
+    assert not list(copy.rglob("*.part"))
