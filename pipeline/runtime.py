@@ -34,7 +34,7 @@ def deterministic() -> None:
     """Make the same inputs give the same bytes on the same kind of device (and number of threads)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time in every step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time in every step
     torch.backends.cudnn.benchmark = False
 
 

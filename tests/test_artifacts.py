@@ -44,12 +44,15 @@ def test_form_12_latents_belong_to_their_images_and_are_normalised(tiny: Path) -
         rows = random.permutation(0, "test", 0, 1197).numpy()[:64]
         with torch.no_grad():
             mean, std = coder.moments(torch.from_numpy(images.read("train/images")[rows]))
-        stored = [torch.from_numpy(latents.read(f"train/{name}")) for name in ("mean", "std")]
+        stored_mean, stored_std = (torch.from_numpy(latents.read(f"train/{name}")) for name in ("mean", "std"))
         # float32 either way (the preset says so); another batch size sums in another order.
-        torch.testing.assert_close(mean, stored[0][rows], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(std, stored[1][rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mean, stored_mean[rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(std, stored_std[rows], rtol=1e-4, atol=1e-4)
         scale = LatentScale(*(torch.from_numpy(latents.read(f"scale/{name}")) for name in ("mean", "std")))
-    draws = [scale.normalise(draw(*stored, random.normal(0, "draw", i, stored[0].shape))) for i in range(10)]
+    draws = [
+        scale.normalise(draw(stored_mean, stored_std, random.normal(0, "draw", i, stored_mean.shape)))
+        for i in range(10)
+    ]
     x = torch.stack(draws).double()
     assert x.mean((0, 1, 3, 4)).abs().max() < 0.01
     assert (x.std((0, 1, 3, 4)) - 1).abs().max() < 0.01

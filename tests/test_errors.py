@@ -33,7 +33,7 @@ PARAMS = (ROOT / "params.yaml").read_text()
 def test_the_params_of_the_project_are_valid_and_frozen() -> None:
     params = load_params(ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
-        params.train.steps = 1  # type: ignore[misc]
+        params.train.steps = 1
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.e-5", "+1.5e-05", ".5", "1e0"])
