@@ -1,1 +1,1 @@
-"""Latent flow matching: the method. Tensors in, tensors out; no files, no parameters, no printing."""
+"""Latent flow matching: the method. Tensors in, tensors out; no params.yaml, no printing, no draws but initial weights."""

@@ -1,10 +1,7 @@
 """How good images are: arrays in, floats out. Everything in float64 on the CPU."""
 
-import math
-
 import numpy as np
 import scipy.linalg
-import torch
 from torch import Tensor
 
 
@@ -23,9 +20,3 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(scipy.linalg.eigvalsh(root @ cov_y @ root).clip(0)).sum()
     return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of two sets of 8-bit images in dB: 10·log10(255² / MSE), MSE over all pixels."""
-    squared = torch.mean((a.double() - b.double()).square()).item()
-    return 10 * math.log10(255**2 / squared) if squared else math.inf

@@ -78,6 +78,8 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"model.patch_size is {patch_size}, which does not divide latents of {size}×{size}; choose one of {fits}"
             )
+        if width % heads or width % 4:
+            raise ConfigError(f"model.width is {width}; it must be a multiple of 4 and of model.heads ({heads})")
         self.config = {
             "channels": channels, "size": size, "patch_size": patch_size, "width": width, "depth": depth,
             "heads": heads, "mlp_ratio": mlp_ratio, "classes": classes,

@@ -1,4 +1,4 @@
-"""The one HDF5 format: named arrays and attributes, byte-identical for equal content, moved into place when whole.
+"""The one HDF5 format: named arrays and attributes, the same bytes for the same writes, moved into place when whole.
 
 Layout: every array is one chunked dataset (about 1 MiB a chunk along the first axis) with a Fletcher-32 checksum, so
 that a flipped bit is an error and not a wrong figure; names may hold "/" for groups; the root's attributes are plain
@@ -69,9 +69,6 @@ class ArrayFile:
             name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
         }
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file
-
     def _dataset(self, name: str) -> h5py.Dataset:
         found: object = self._file
         for part in name.split("/"):
@@ -110,8 +107,8 @@ class ArrayFile:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[ArrayFile]:
-    """Open an HDF5 file that `writing` made."""
+def reading(path: Path, kind: str) -> Iterator[ArrayFile]:
+    """Open an HDF5 file that `writing` made and whose attribute `format` is `kind`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `dvc repro` to make it")
     try:
@@ -119,7 +116,10 @@ def reading(path: Path) -> Iterator[ArrayFile]:
     except OSError as error:
         raise UserError(f"{path}: not a whole HDF5 file ({error}); {_remake(path)}") from error
     with file:
-        yield ArrayFile(path, file)
+        opened = ArrayFile(path, file)
+        if opened.attribute("format") != kind:
+            raise UserError(f"{path}: its format is '{opened.attribute('format')}', not '{kind}'; {_remake(path)}")
+        yield opened
 
 
 def _remake(path: Path) -> str:

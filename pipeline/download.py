@@ -49,7 +49,7 @@ def _local(place: str) -> Path:
 def _get(url: str, name: str, show: bool) -> bytes:
     for attempt in range(1, TRIES + 1):
         try:
-            with requests.get(url, stream=True, timeout=TIMEOUT_S) as answer:
+            with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT_S) as answer:
                 answer.raise_for_status()
                 total = int(answer.headers.get("Content-Length", 0))
                 parts = []

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ METRICS = REPORTS / "metrics.json"
 PRETRAINED = Path("lfm/pretrained")
 PARAMS = Path("params.yaml")
 
+# What the root attribute `format` of each HDF5 file says; a file of another kind or version is refused.
+IMAGES_FORMAT = "lfm-images/1"
+LATENTS_FORMAT = "lfm-latents/1"
+PROGRESS_FORMAT = "lfm-progress/1"
+SAMPLES_FORMAT = "lfm-samples/1"
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -31,6 +39,34 @@ def sha256_of(folder: Path, names: Iterable[str]) -> str:
             raise UserError(f"{folder}: holds no {name}; it must hold {' and '.join(names)}")
         total.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     return total.hexdigest()
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends well, and vanishes otherwise."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object. Raises `UserError` where it is missing, damaged or lacks one of the keys."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and run `dvc repro`") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UserError(f"{path}: has no '{missing[0]}'; delete it and run `dvc repro`")
+    return dict(value)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

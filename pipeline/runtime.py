@@ -14,10 +14,11 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def device() -> torch.device:
-    """`LFM_DEVICE` if it is set (cpu, cuda, cuda:1, mps), else the first CUDA GPU, else the CPU.
+    """`LFM_DEVICE` if it is set (cpu, cuda, cuda:1), else the first CUDA GPU, else the CPU; made repeatable.
 
     The environment decides, not a parameter: moving between machines reruns nothing.
     """
+    _deterministic()
     wanted = os.environ.get("LFM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(wanted)
@@ -25,16 +26,16 @@ def device() -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"LFM_DEVICE: '{wanted}' can't be used here ({reason}); unset it or choose cpu, cuda or mps"
+            f"LFM_DEVICE: '{wanted}' can't be used here ({reason}); unset it or choose cpu or cuda"
         ) from error
     return found
 
 
-def deterministic() -> None:
+def _deterministic() -> None:
     """Make the same inputs give the same bytes on the same kind of device (and number of threads)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time in every step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, slow
     torch.backends.cudnn.benchmark = False
 
 

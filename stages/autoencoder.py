@@ -11,11 +11,20 @@ from torch import Tensor
 
 from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
-from lfm.metrics import psnr
+from lfm.psnr import psnr
 from lfm.schedule import warmup_cosine
 from pipeline import arrays, random
 from pipeline.errors import UserError
-from pipeline.files import AUTOENCODER, IMAGES, PRETRAINED, sha256_of, write_csv, write_json
+from pipeline.files import (
+    AUTOENCODER,
+    IMAGES,
+    IMAGES_FORMAT,
+    PRETRAINED,
+    publishing,
+    sha256_of,
+    write_csv,
+    write_json,
+)  # fmt: skip
 from pipeline.params import AutoencoderParams, Params
 from pipeline.report import Progress, say
 from pipeline.runtime import device, precision
@@ -95,39 +104,42 @@ def bring(source: str, revision: str | None) -> Path:
         ) from error
 
 
+def adopt(source: str, revision: str | None, sample: Tensor) -> autoencoder.AutoencoderKL | autoencoder.AutoencoderTiny:
+    """An autoencoder that the user names, tried on one image (1, C, H, W)."""
+    model = autoencoder.load(bring(source, revision))
+    coder = ImageAutoencoder(model, sample.shape[1], (sample.shape[2], sample.shape[3]))
+    try:
+        with torch.no_grad():
+            coder.decode(coder.moments(sample)[0])
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"autoencoder.source: {source} does not work on images of {list(sample.shape[1:])} ({reason})"
+        ) from error
+    return model
+
+
 def main(p: Params) -> None:
     source = p.autoencoder.source
-    with arrays.reading(IMAGES) as file:
-        _, channels, *size = file.shape("train/images")
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as file, publishing(AUTOENCODER) as folder:
         if source == "bundled":
             check_bundled("autoencoder", BUNDLED, file)
-            shutil.copytree(BUNDLED, AUTOENCODER, dirs_exist_ok=True)
+            shutil.copytree(BUNDLED, folder, dirs_exist_ok=True)
             return
         if source != "train":
-            model = autoencoder.load(bring(source, p.autoencoder.revision))
-            coder = ImageAutoencoder(model, channels, (size[0], size[1]))
-            with torch.no_grad():
-                coder.decode(
-                    coder.moments(torch.from_numpy(file.read("train/images", 0, 1)))[0]
-                )  # it must work on these images
-            autoencoder.save(AUTOENCODER, model)
-            write_json(AUTOENCODER / "record.json", {"source": source, "revision": p.autoencoder.revision})
+            model = adopt(source, p.autoencoder.revision, torch.from_numpy(file.read("train/images", 0, 1)))
+            autoencoder.save(folder, model)
+            write_json(folder / "record.json", {"source": source, "revision": p.autoencoder.revision})
             return
-        images = torch.from_numpy(file.read("train/images")).to(device())
-        held_out = torch.from_numpy(file.read("validation/images")).to(device())
-        train_sha256 = file.attribute("train_sha256")
-    coder, curves = train(p.autoencoder, images, p.runtime.progress)
-    score = psnr(held_out, reconstruct(coder, held_out, p.autoencoder.precision))
-    autoencoder.save(AUTOENCODER, coder.model)
-    write_csv(AUTOENCODER / "curves.csv", ("step", "loss", "squared_error", "kl_per_latent_dimension"), curves)
-    record = {
-        "params": p.autoencoder.model_dump(),
-        "train_sha256": train_sha256,
-        "psnr_validation": round(score, 3),
-    }
-    write_json(AUTOENCODER / "record.json", record)
+        images, held_out = (torch.from_numpy(file.read(f"{s}/images")).to(device()) for s in ("train", "validation"))
+        coder, curves = train(p.autoencoder, images, p.runtime.progress)
+        score = psnr(held_out, reconstruct(coder, held_out, p.autoencoder.precision))
+        autoencoder.save(folder, coder.model)
+        write_csv(folder / "curves.csv", ("step", "loss", "squared_error", "kl_per_latent_dimension"), curves)
+        record = {"params": p.autoencoder.model_dump(), "train_sha256": file.attribute("train_sha256")}
+        write_json(folder / "record.json", {**record, "psnr_validation": round(score, 3)})
     say(f"{AUTOENCODER}: PSNR {score:.2f} dB on the validation images")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "autoencoder")

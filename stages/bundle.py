@@ -4,7 +4,6 @@ python -m stages.bundle NAME FOLDER, for example: python -m stages.bundle classi
 """
 
 import datetime
-import json
 import os
 import platform
 import shutil
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.files import PRETRAINED, write_json
+from pipeline.files import PRETRAINED, publishing, read_json, write_json
 from pipeline.params import Params
 from pipeline.report import say
 from stages.cli import run
@@ -32,23 +31,25 @@ def main(p: Params) -> None:
     if len(sys.argv) != 3 or sys.argv[1] not in KEPT:
         raise UserError(f"usage: python -m stages.bundle NAME FOLDER, NAME one of {', '.join(KEPT)}")
     name, source = sys.argv[1], Path(sys.argv[2])
+    missing = [file for file in KEPT[name] if not (source / file).is_file()]
+    if missing:
+        raise UserError(f"{source}: holds no {missing[0]}; a trained {name} has {', '.join(KEPT[name])}")
     target = PRETRAINED / name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for file in KEPT[name]:
-        if file.endswith(".safetensors"):
-            weights = load_file(source / file)
-            save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, target / file)
-        elif file != "record.json":
-            shutil.copyfile(source / file, target / file)
-    record = json.loads((source / "record.json").read_text())
-    record["made"] = {
-        "by": f"python -m stages.{'train' if name == 'flow' else name}, stored as float16 by python -m stages.bundle",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {'a GPU' if torch.cuda.is_available() else 'no GPU'}",
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-    }
-    write_json(target / "record.json", record)
+    with publishing(target) as folder:
+        for file in KEPT[name]:
+            if file.endswith(".safetensors"):
+                weights = load_file(source / file)
+                save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / file)
+            else:
+                shutil.copyfile(source / file, folder / file)
+        record = read_json(source / "record.json")
+        record["made"] = {
+            "by": f"python -m stages.{'train' if name == 'flow' else name}, stored as float16 by python -m stages.bundle",
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {'a' if torch.cuda.is_available() else 'no'} GPU",
+            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        }
+        write_json(folder / "record.json", record)
     say(f"{target}: {sum(f.stat().st_size for f in target.iterdir()) / 1e6:.2f} MB")
 
 

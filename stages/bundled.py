@@ -1,17 +1,17 @@
 """Weights that come with the package: they serve only the data they were fitted on."""
 
-import json
 from pathlib import Path
 
 from pipeline.arrays import ArrayFile
 from pipeline.errors import UserError
+from pipeline.files import read_json
 
 
 def check_bundled(section: str, folder: Path, images: ArrayFile) -> None:
     """Refuse bundled weights whose training images are not this data set's training split."""
     if not (folder / "record.json").is_file():
         raise UserError(f"{folder}: no bundled weights; set {section}.source: train in params.yaml")
-    fitted = json.loads((folder / "record.json").read_text())["train_sha256"]
+    fitted = read_json(folder / "record.json", "train_sha256")["train_sha256"]
     found = images.attribute("train_sha256")
     if found != fitted:
         raise UserError(

@@ -10,7 +10,7 @@ from lfm.classifier import Classifier, augment, to_pixels
 from lfm.schedule import warmup_cosine
 from lfm.weights import save_model
 from pipeline import arrays, random
-from pipeline.files import CLASSIFIER, IMAGES, PRETRAINED, write_csv, write_json
+from pipeline.files import CLASSIFIER, IMAGES, IMAGES_FORMAT, PRETRAINED, publishing, write_csv, write_json
 from pipeline.params import ClassifierParams, Params
 from pipeline.report import Progress, say
 from pipeline.runtime import device, precision
@@ -28,12 +28,12 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train(
-    p: ClassifierParams, images: Tensor, labels: Tensor, show: bool
+    p: ClassifierParams, images: Tensor, labels: Tensor, classes: int, show: bool
 ) -> tuple[Classifier, list[tuple[int, float]]]:
     """Fit the classifier on augmented images with smoothed labels. Returns it and its loss curve."""
     where = images.device
     torch.manual_seed(random.torch_seed(p.seed, "classifier"))
-    model = Classifier(images.shape[1], int(labels.max()) + 1).to(where)
+    model = Classifier(images.shape[1], classes).to(where)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, weight_decay=0.02)
     curve = []
     with Progress(p.steps, "classifier", "step", show) as progress:
@@ -55,27 +55,22 @@ def train(
 
 
 def main(p: Params) -> None:
-    with arrays.reading(IMAGES) as file:
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as file, publishing(CLASSIFIER) as folder:
         if p.classifier.source == "bundled":
             check_bundled("classifier", BUNDLED, file)
-            shutil.copytree(BUNDLED, CLASSIFIER, dirs_exist_ok=True)
+            shutil.copytree(BUNDLED, folder, dirs_exist_ok=True)
             return
         where = device()
-        images, labels = (torch.from_numpy(file.read(f"train/{a}")).to(where) for a in ("images", "labels"))
-        held_out = [torch.from_numpy(file.read(f"validation/{a}")).to(where) for a in ("images", "labels")]
-        train_sha256 = file.attribute("train_sha256")
-    model, curve = train(p.classifier, images, labels.long(), p.runtime.progress)
-    score = accuracy(model, *held_out)
-    save_model(CLASSIFIER, model, model.config)
-    write_csv(CLASSIFIER / "curves.csv", ("step", "loss"), curve)
-    record = {
-        "params": p.classifier.model_dump(),
-        "train_sha256": train_sha256,
-        "accuracy_validation": round(score, 5),
-    }
-    write_json(CLASSIFIER / "record.json", record)
+        images, held_out = (torch.from_numpy(file.read(f"{s}/images")).to(where) for s in ("train", "validation"))
+        labels, truth = (torch.from_numpy(file.read(f"{s}/labels")).long().to(where) for s in ("train", "validation"))
+        model, curve = train(p.classifier, images, labels, int(file.attribute("classes")), p.runtime.progress)
+        score = accuracy(model, held_out, truth)
+        save_model(folder, model, model.config)
+        write_csv(folder / "curves.csv", ("step", "loss"), curve)
+        record = {"params": p.classifier.model_dump(), "train_sha256": file.attribute("train_sha256")}
+        write_json(folder / "record.json", {**record, "accuracy_validation": round(score, 5)})
     say(f"{CLASSIFIER}: {score:.2%} of the validation images are classified correctly")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "classifier")

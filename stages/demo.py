@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def main(p: Params) -> None:
     workspace = DEMO / "digits"
     make_workspace(Path(), workspace, PRESET)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DVC_")}
-    if subprocess.run(["dvc", "repro"], cwd=workspace, env=environment).returncode:
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment).returncode:
         raise UserError(f"the demo's pipeline in {workspace} stopped; the lines above say why")
     say(f"\nDone in {time.monotonic() - began:.0f} s. To look at:")
     for path in [picture, *sorted((workspace / REPORTS).glob("*.png")), workspace / METRICS]:

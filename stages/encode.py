@@ -6,18 +6,16 @@ import torch
 from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
 from pipeline import arrays
-from pipeline.files import AUTOENCODER, IMAGES, LATENTS, SPLITS, sha256_of
+from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
 from pipeline.params import Params
 from pipeline.report import Progress
 from pipeline.runtime import device, precision
 from stages.cli import run
 
-FORMAT = "lfm-latents/1"
-
 
 def main(p: Params) -> None:
     where, batch = device(), p.encode.batch_size
-    with arrays.reading(IMAGES) as images, arrays.writing(LATENTS) as latents, torch.inference_mode():
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.writing(LATENTS) as latents, torch.inference_mode():
         _, channels, *size = images.shape("train/images")
         coder = ImageAutoencoder(autoencoder.load(AUTOENCODER), channels, (size[0], size[1])).to(where)
         lengths = {split: images.shape(f"{split}/labels")[0] for split in SPLITS}
@@ -43,7 +41,7 @@ def main(p: Params) -> None:
         latents.add("scale/mean", first.astype(np.float32))
         latents.add("scale/std", np.sqrt(second - first**2 + noise).astype(np.float32))
         latents.attributes(
-            format=FORMAT,
+            format=LATENTS_FORMAT,
             dataset=images.attribute("dataset"),
             classes=images.attribute("classes"),
             image_channels=channels,
@@ -55,4 +53,4 @@ def main(p: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "encode")

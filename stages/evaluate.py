@@ -1,6 +1,5 @@
 """Figures and pictures of what was generated → reports/."""
 
-import csv
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +7,23 @@ import torch
 from torch import Tensor
 
 from lfm.classifier import Classifier, to_pixels
-from lfm.metrics import frechet_distance, psnr
+from lfm.metrics import frechet_distance
+from lfm.psnr import psnr
 from lfm.weights import load_model
 from pipeline import arrays
-from pipeline.files import CLASSIFIER, FLOW, IMAGES, METRICS, REPORTS, SAMPLES, write_csv, write_json
+from pipeline.files import (
+    CLASSIFIER,
+    FLOW,
+    IMAGES,
+    IMAGES_FORMAT,
+    METRICS,
+    REPORTS,
+    SAMPLES,
+    SAMPLES_FORMAT,
+    read_json,
+    write_csv,
+    write_json,
+)  # fmt: skip
 from pipeline.params import Params
 from pipeline.pictures import sheet
 from pipeline.report import Progress, say
@@ -56,17 +68,13 @@ def figures(sets: dict[str, Measured]) -> tuple[dict[str, float], list[tuple[obj
     }
     distances = {name: frechet_distance(sets[a].features, sets[b].features) for name, (a, b) in pairs.items()}
     floor = distances["fd_validation"]
-    rows: list[tuple[object, ...]] = [(a, b, distances[n], distances[n] / floor) for n, (a, b) in pairs.items()]
+    rows: list[tuple[object, ...]] = [
+        (f"{a} against {b}", distances[n], distances[n] / floor) for n, (a, b) in pairs.items()
+    ]
     metrics = {name: round(d, 5) for name, d in distances.items()}
     metrics |= {f"{n}_vs_floor": round(distances[n] / floor, 3) for n in ("fd_reconstructed", "fd_generated")}
     metrics |= {f"accuracy_{n}": round(100 * sets[n].accuracy, 2) for n in ("test", "reconstructed", "generated")}
     return metrics, rows
-
-
-def final_validation_loss() -> float:
-    """The last validation loss of the training's curves."""
-    with (FLOW / "curves.csv").open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["validation_loss"])
 
 
 def draw(p: Params, samples: arrays.ArrayFile, images: np.ndarray, decoded: np.ndarray) -> None:
@@ -93,7 +101,7 @@ def draw(p: Params, samples: arrays.ArrayFile, images: np.ndarray, decoded: np.n
 
 def main(p: Params) -> None:
     classifier = load_model(CLASSIFIER, Classifier).to(device())
-    with arrays.reading(IMAGES) as images, arrays.reading(SAMPLES) as samples:
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
         real, labels = ({s: images.read(f"{s}/{a}") for s in ("validation", "test")} for a in ("images", "labels"))
         decoded = {split: samples.read(f"reconstructed/{split}") for split in real}
         pictures = {
@@ -110,19 +118,19 @@ def main(p: Params) -> None:
 
     metrics, rows = figures(sets)
     metrics["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
-    metrics["validation_loss"] = round(final_validation_loss(), 5)
+    metrics["validation_loss"] = round(read_json(FLOW / "record.json", "validation_loss")["validation_loss"], 5)
     metrics["nfe"] = nfe
     write_json(METRICS, metrics)
-    write_csv(REPORTS / "frechet.csv", ("images", "against", "frechet_distance", "times_floor"), rows)
+    write_csv(REPORTS / "frechet.csv", ("images", "frechet_distance", "times_floor"), rows)
+    names = ("test", "reconstructed", "generated")
     per_class = [
-        (int(label), name, 100 * float(sets[name].correct[sets[name].labels == label].mean()))
-        for name in ("test", "reconstructed", "generated")
-        for label in np.unique(labels["test"])
+        (int(c), *(100 * float(sets[n].correct[sets[n].labels == c].mean()) for n in names))
+        for c in np.unique(labels["test"])
     ]
-    write_csv(REPORTS / "accuracy.csv", ("label", "images", "accuracy"), per_class)
+    write_csv(REPORTS / "accuracy.csv", ("label", *names), per_class)
     for name, value in metrics.items():
         say(f"{name:>32} {value}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "evaluate")

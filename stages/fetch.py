@@ -9,12 +9,10 @@ from PIL import Image
 
 from pipeline import arrays, download, random
 from pipeline.errors import UserError
-from pipeline.files import IMAGES
+from pipeline.files import IMAGES, IMAGES_FORMAT
 from pipeline.params import Params
 from pipeline.report import say
 from stages.cli import run
-
-FORMAT = "lfm-images/1"
 
 
 class Split(NamedTuple):
@@ -82,7 +80,7 @@ def main(p: Params) -> None:
             file.add(f"{name}/images", split.images)
             file.add(f"{name}/labels", split.labels)
         file.attributes(
-            format=FORMAT,
+            format=IMAGES_FORMAT,
             dataset=p.data.dataset,
             classes=int(full.labels.max()) + 1,
             train_sha256=digest(train),
@@ -92,4 +90,4 @@ def main(p: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "data")

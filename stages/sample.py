@@ -1,6 +1,5 @@
 """Noise integrated to latents and decoded, and real images through the autoencoder → data/samples.h5."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,23 @@ from lfm.transformer import Transformer
 from lfm.weights import load_model
 from pipeline import arrays, random
 from pipeline.errors import UserError
-from pipeline.files import AUTOENCODER, FLOW, LATENTS, SAMPLES, sha256_of
+from pipeline.files import (
+    AUTOENCODER,
+    FLOW,
+    LATENTS,
+    LATENTS_FORMAT,
+    PROGRESS_FORMAT,
+    SAMPLES,
+    SAMPLES_FORMAT,
+    read_json,
+    sha256_of,
+)  # fmt: skip
 from pipeline.params import Params, SampleParams
 from pipeline.report import Progress
 from pipeline.runtime import device, precision
 from stages.cli import run
 
-FORMAT = "lfm-samples/1"
+FLOW_KEYS = ("scale_mean", "scale_std", "image_channels", "image_height", "image_width", "autoencoder_sha256")
 
 
 class Generator:
@@ -63,9 +72,7 @@ def batches(n: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
 
 def load_generator(flow_folder: Path, coder_folder: Path, p: SampleParams) -> Generator:
     """A trained flow and the autoencoder it was trained with. Raises `UserError` where they do not belong together."""
-    if not (flow_folder / "flow.json").is_file():
-        raise UserError(f"{flow_folder}: holds no flow.json; run `dvc repro` to make it")
-    flow = json.loads((flow_folder / "flow.json").read_text())
+    flow = read_json(flow_folder / "flow.json", *FLOW_KEYS)
     found = sha256_of(coder_folder, (autoencoder.CONFIG, autoencoder.WEIGHTS))
     if flow["autoencoder_sha256"] != found:
         raise UserError(
@@ -78,7 +85,10 @@ def load_generator(flow_folder: Path, coder_folder: Path, p: SampleParams) -> Ge
 
 
 def main(p: Params) -> None:
-    with arrays.reading(LATENTS) as latents, arrays.reading(FLOW / "progress.h5") as progress_file:
+    with (
+        arrays.reading(LATENTS, LATENTS_FORMAT) as latents,
+        arrays.reading(FLOW / "progress.h5", PROGRESS_FORMAT) as progress_file,
+    ):
         generator = load_generator(FLOW, AUTOENCODER, p.sample)
         image, batch = (generator.coder.channels, *generator.coder.size), p.sample.batch_size
         labels = latents.read("test/labels")
@@ -103,16 +113,20 @@ def main(p: Params) -> None:
                     progress.advance(count)
 
             first = np.array([np.flatnonzero(labels == label)[0] for label in np.unique(labels)])
-            at = [round(t * p.sample.steps) for t in p.sample.trajectory_times]
+            at = sorted(
+                {round(t * p.sample.steps) for t in p.sample.trajectory_times}
+            )  # the nearest points of the grid
             states = generator.integrate(first, labels[first], at).x
-            out.add("trajectories/times", np.array(p.sample.trajectory_times))
+            out.add("trajectories/times", np.array(at) / p.sample.steps)
             out.add("trajectories/images", np.stack([generator.decode(x) for x in states]))
             snapshots = torch.from_numpy(progress_file.read("latents"))
             out.add("progress/steps", progress_file.read("steps"))
             out.add("progress/images", np.stack([generator.decode(x) for x in snapshots]))
             evaluations = solution.nfe * (1 if p.sample.guidance_scale in (0, 1) else 2)
-            out.attributes(format=FORMAT, nfe=evaluations, seed=p.sample.seed, dataset=latents.attribute("dataset"))
+            out.attributes(
+                format=SAMPLES_FORMAT, nfe=evaluations, seed=p.sample.seed, dataset=latents.attribute("dataset")
+            )
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "sample")

@@ -17,7 +17,7 @@ from lfm.times import stratified
 from lfm.transformer import Transformer
 from lfm.weights import save_model
 from pipeline import arrays, random
-from pipeline.files import FLOW, LATENTS, write_csv, write_json
+from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publishing, write_csv, write_json
 from pipeline.params import Params, TrainParams
 from pipeline.report import Progress, say
 from pipeline.runtime import compiled, device, precision
@@ -117,9 +117,9 @@ def train(model: Transformer, sigma_min: float, p: TrainParams, data: Latents, h
             ema.update(model, decay_at(step, p.ema_decay))
 
             done = step + 1
-            if done % 50 == 0 or done == p.steps:
-                validated = validation.loss() if done % p.validate_every == 0 or done == p.steps else None
-                curves.append((done, loss.item(), validated))
+            due = done % p.validate_every == 0 or done == p.steps
+            if due or done % 50 == 0:
+                curves.append((done, loss.item(), validation.loss() if due else None))
             if done in snapshot_steps:
                 snapshots.append((done, snapshot(ema.average, shape, p, where)))
             progress.advance(loss=curves[-1][1] if curves else math.nan)
@@ -135,7 +135,7 @@ def read_latents(file: arrays.ArrayFile, split: str, scale: LatentScale, where: 
 
 def main(p: Params) -> None:
     where = device()
-    with arrays.reading(LATENTS) as file:
+    with arrays.reading(LATENTS, LATENTS_FORMAT) as file:
         scale = LatentScale(*(torch.from_numpy(file.read(f"scale/{name}")) for name in ("mean", "std")))
         data, held_out = (read_latents(file, split, scale, where) for split in ("train", "validation"))
         about = dict(file.attributes)
@@ -148,30 +148,31 @@ def main(p: Params) -> None:
 
     result = train(model, p.flow.sigma_min, p.train, data, held_out, p.runtime.progress)
 
-    save_model(FLOW, result.model, model.config)
-    flow = {**p.flow.model_dump(), "scale_mean": scale.mean.tolist(), "scale_std": scale.std.tolist()}
-    names = (
-        "dataset",
-        "classes",
-        "image_channels",
-        "image_height",
-        "image_width",
-        "autoencoder_sha256",
-        "train_sha256",
-    )
-    write_json(FLOW / "flow.json", {**flow, **{name: about[name] for name in names}})
-    record = {
-        "params": {s: getattr(p, s).model_dump() for s in ("model", "flow", "train")},
-        "train_sha256": about["train_sha256"],
-    }
-    write_json(FLOW / "record.json", {**record, "validation_loss": result.curves[-1][2]})
-    write_csv(FLOW / "curves.csv", ("step", "train_loss", "validation_loss"), result.curves)
-    with arrays.writing(FLOW / "progress.h5") as out:
-        out.add("steps", np.array([step for step, _ in result.snapshots]))
-        out.add("latents", torch.stack([x for _, x in result.snapshots]).cpu().numpy())
-        out.attributes(format="lfm-progress/1")
+    with publishing(FLOW) as folder:
+        save_model(folder, result.model, model.config)
+        flow = {**p.flow.model_dump(), "scale_mean": scale.mean.tolist(), "scale_std": scale.std.tolist()}
+        names = (
+            "dataset",
+            "classes",
+            "image_channels",
+            "image_height",
+            "image_width",
+            "autoencoder_sha256",
+            "train_sha256",
+        )
+        write_json(folder / "flow.json", {**flow, **{name: about[name] for name in names}})
+        record = {
+            "params": {s: getattr(p, s).model_dump() for s in ("model", "flow", "train")},
+            "train_sha256": about["train_sha256"],
+        }
+        write_json(folder / "record.json", {**record, "validation_loss": result.curves[-1][2]})
+        write_csv(folder / "curves.csv", ("step", "train_loss", "validation_loss"), result.curves)
+        with arrays.writing(folder / "progress.h5") as out:
+            out.add("steps", np.array([step for step, _ in result.snapshots]))
+            out.add("latents", torch.stack([x for _, x in result.snapshots]).cpu().numpy())
+            out.attributes(format=PROGRESS_FORMAT)
     say(f"{FLOW}: validation loss {result.curves[-1][2]:.5f} after {p.train.steps:,} steps")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "model", "flow", "train")

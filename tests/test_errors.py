@@ -20,12 +20,13 @@ from lfm.errors import ConfigError
 from lfm.weights import load_model
 from pipeline import arrays, download
 from pipeline.errors import UserError
+from pipeline.files import IMAGES_FORMAT, publishing, read_json
 from pipeline.params import Loader, load_params, validate_params
 from pipeline.workspace import apply, read_preset
 from stages.autoencoder import bring
 from stages.bundled import check_bundled
 from stages.fetch import read_idx
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, repro
 
 PARAMS = (ROOT / "params.yaml").read_text()
 
@@ -130,17 +131,24 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 REMAKE = "delete data/x.h5 and run `dvc repro` to make or restore it"
 
 
-def test_arrays_come_back_and_equal_content_is_equal_bytes(store: Path) -> None:
-    again = Path("data/y.h5")
-    with arrays.reading(store) as file, arrays.writing(again) as copy:
-        copy.attributes(**file.attributes)
+def test_arrays_come_back_and_the_same_writes_give_the_same_bytes(store: Path) -> None:
+    again, array = Path("data/y.h5"), np.arange(4096, dtype=np.float32).reshape(64, 64)
+    with arrays.writing(again) as copy:
         copy.create("train/images", (64, 64), np.float32)
         for start in (0, 40):
-            copy.put("train/images", start, file.read("train/images", start, start + 40))
-    assert again.read_bytes()[:8] == store.read_bytes()[:8]
-    with arrays.reading(again) as file:
-        assert np.array_equal(file.read("train/images"), np.arange(4096).reshape(64, 64))
-        assert file.attribute("format") == "test/1" and "train/images" in file and "test" not in file
+            copy.put("train/images", start, array[start : start + 40])
+        copy.attributes(format="test/1")
+    assert again.read_bytes() == store.read_bytes()
+    with arrays.reading(again, "test/1") as file:
+        assert np.array_equal(file.read("train/images"), array)
+        assert np.array_equal(file.read("train/images", 3, 5), array[3:5])
+        assert file.shape("train/images") == (64, 64)
+
+
+def test_another_kind_of_file_is_told(store: Path) -> None:
+    with pytest.raises(UserError) as error, arrays.reading(store, "test/2"):
+        pass
+    assert str(error.value) == f"data/x.h5: its format is 'test/1', not 'test/2'; {REMAKE}"
 
 
 def test_a_failed_write_leaves_nothing_and_spoils_nothing(store: Path) -> None:
@@ -153,14 +161,14 @@ def test_a_failed_write_leaves_nothing_and_spoils_nothing(store: Path) -> None:
 
 
 def test_a_missing_file_is_told(store: Path) -> None:
-    with pytest.raises(UserError) as error, arrays.reading(Path("data/none.h5")):
+    with pytest.raises(UserError) as error, arrays.reading(Path("data/none.h5"), "test/1"):
         pass
     assert str(error.value) == "data/none.h5: no such file; run `dvc repro` to make it"
 
 
 def test_a_truncated_file_is_told(store: Path) -> None:
     store.write_bytes(store.read_bytes()[:5000])
-    with pytest.raises(UserError) as error, arrays.reading(store):
+    with pytest.raises(UserError) as error, arrays.reading(store, "test/1"):
         pass
     assert str(error.value).startswith("data/x.h5: not a whole HDF5 file (") and str(error.value).endswith(REMAKE)
     assert "truncated" in str(error.value)
@@ -171,13 +179,13 @@ def test_a_flipped_bit_is_told(store: Path) -> None:
     at = data.index(np.arange(1000, 1010, dtype=np.float32).tobytes())
     data[at] ^= 1
     store.write_bytes(data)
-    with pytest.raises(UserError) as error, arrays.reading(store) as file:
+    with pytest.raises(UserError) as error, arrays.reading(store, "test/1") as file:
         file.read("train/images")
     assert str(error.value).startswith("data/x.h5: array 'train/images' is damaged (") and REMAKE in str(error.value)
 
 
 def test_missing_arrays_and_attributes_are_told(store: Path) -> None:
-    with arrays.reading(store) as file:
+    with arrays.reading(store, "test/1") as file:
         with pytest.raises(UserError) as error:
             file.read("test/images")
         assert str(error.value) == f"data/x.h5: no array 'test/images' (it holds: train/images); {REMAKE}"
@@ -192,10 +200,44 @@ def test_arrays_that_point_elsewhere_are_refused(store: Path) -> None:
         layout = h5py.VirtualLayout((64, 64), np.float32)
         layout[:] = h5py.VirtualSource("other.h5", "train/images", (64, 64))
         file.create_virtual_dataset("virtual", layout)
-    with arrays.reading(store) as opened:
+    with arrays.reading(store, "test/1") as opened:
         for name in ("link", "virtual"):
             with pytest.raises(UserError, match=f"array '{name}' points to another file, which is refused"):
                 opened.read(name)
+
+
+# --- folders and JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "models/x"
+    with publishing(folder) as part:
+        (part / "old").write_text("1")
+        assert not folder.exists()
+    with pytest.raises(RuntimeError, match="stop"), publishing(folder) as part:
+        (part / "new").write_text("2")
+        raise RuntimeError("stop")
+    assert [f.name for f in folder.iterdir()] == ["old"]
+    with publishing(folder) as part:
+        (part / "new").write_text("2")
+    assert [f.name for f in folder.iterdir()] == ["new"] and [f.name for f in folder.parent.iterdir()] == ["x"]
+
+
+def test_bad_json_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("flow.json")
+    for text, message in {
+        None: "flow.json: no such file; run `dvc repro` to make it",
+        "{": "flow.json: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "
+        "delete it and run `dvc repro`",
+        "[]": "flow.json: has no 'scale'; delete it and run `dvc repro`",
+        '{"a": 1}': "flow.json: has no 'scale'; delete it and run `dvc repro`",
+    }.items():
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(UserError) as error:
+            read_json(path, "scale")
+        assert str(error.value) == message
 
 
 # --- downloads ---------------------------------------------------------------------------------------------------------
@@ -328,7 +370,7 @@ def test_models_that_cannot_be_read_are_told(tmp_path: Path) -> None:
 
 
 def test_bundled_weights_serve_only_the_data_they_were_fitted_on(tiny: Path) -> None:
-    with arrays.reading(tiny / "data/images.h5") as images, pytest.raises(UserError) as error:
+    with arrays.reading(tiny / "data/images.h5", IMAGES_FORMAT) as images, pytest.raises(UserError) as error:
         check_bundled("classifier", ROOT / "lfm/pretrained/classifier", images)
     assert str(error.value).startswith(
         "classifier.source is 'bundled', but those weights were fitted on other images than this training split "
@@ -349,6 +391,24 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tiny: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: params.yaml: evaluate.zoom is 0; it must be at least 1\n"
     assert "Traceback" in traced.stderr
+
+
+def test_parameters_edited_during_a_run_are_not_recorded(tiny: Path) -> None:
+    params, stage = tiny / "params.yaml", tiny / "stages/evaluate.py"
+    before, code = params.read_text(), stage.read_text()
+    edit = "\n    PARAMS = __import__('pathlib').Path('params.yaml')\n"
+    edit += "    PARAMS.write_text(PARAMS.read_text().replace('zoom: 2', 'zoom: 3'))\n"
+    try:
+        stage.write_text(code.replace("def main(p: Params) -> None:\n", "def main(p: Params) -> None:" + edit))
+        result = command("python", "-m", "stages.evaluate", cwd=tiny)
+    finally:
+        params.write_text(before)
+        stage.write_text(code)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "error: params.yaml: evaluate was edited while this stage ran; run `dvc repro` again\n"
+    )
+    repro(tiny)
 
 
 def test_a_device_that_is_not_there_is_told(tiny: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from lfm.metrics import frechet_distance, psnr
+from lfm.metrics import frechet_distance
+from lfm.psnr import psnr
 
 
 def whitened(n: int, d: int) -> torch.Tensor:
