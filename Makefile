@@ -37,7 +37,7 @@ check: $(STAMP) ## formatting, lint, types
 format: $(STAMP) ## put the code in order
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
-bench: $(STAMP) ## seconds and peak memory of every stage, from an empty cache (the README's table)
+bench: $(STAMP) ## make repro, watched: seconds and peak memory of every stage that runs
 	@$(BIN)/python -m benchmarks.stages
 
 pictures: $(STAMP) ## copy the pictures of the last run to docs/, where the README shows them

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,22 @@ def repro(workspace: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the whole pipeline has run with presets/tiny."""
-    workspace = tmp_path_factory.mktemp("tiny")
-    make_workspace(ROOT, workspace, ROOT / "presets/tiny")
-    repro(workspace)
-    return workspace
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two workspaces in which the whole pipeline has run from scratch with presets/tiny, at the same time."""
+    first, second = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("another") / "place"
+    second.mkdir()
+    for workspace in (first, second):
+        make_workspace(ROOT, workspace, ROOT / "presets/tiny")
+    with ThreadPoolExecutor() as pool:
+        for output in pool.map(repro, (first, second)):
+            assert output.count("Running stage") == 7
+    return first, second
+
+
+@pytest.fixture(scope="session")
+def tiny(twins: tuple[Path, Path]) -> Path:
+    """A workspace in which the whole pipeline has run; a test that changes it puts it back."""
+    return twins[0]
 
 
 @pytest.fixture(scope="session")

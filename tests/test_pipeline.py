@@ -92,7 +92,10 @@ def changed(workspace: Path, section: str, leaf: str, value: Any) -> Iterator[No
 
 
 @pytest.mark.parametrize(("section", "leaf"), LEAVES, ids=[f"{s}.{k}" for s, k in LEAVES])
-def test_a_changed_parameter_reruns_the_stages_that_track_it(tiny: Path, section: str, leaf: str) -> None:
+def test_a_changed_parameter_reruns_the_stages_that_track_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, section: str, leaf: str
+) -> None:
+    monkeypatch.chdir(tiny)
     with changed(tiny, section, leaf, "something else"), Repo(str(tiny)) as repo:
         status = repo.status()
     assert set(status) == TRACKED_BY[section]
@@ -116,11 +119,10 @@ def test_nothing_changed_runs_nothing(tiny: Path) -> None:
         ("data", "seed", 1, set(STAGES)),
         ("classifier", "seed", 1, {"classifier", "evaluate"}),
         ("flow", "sigma_min", 0.1, {"train", "sample", "evaluate"}),
-        ("sample", "seed", 7, {"sample", "evaluate"}),
         ("evaluate", "zoom", 1, {"evaluate"}),
         ("runtime", "progress", False, set()),
     ],
-    ids=["data", "classifier", "flow", "sample", "evaluate", "runtime"],
+    ids=["data", "classifier", "flow", "evaluate", "runtime"],
 )
 def test_a_change_runs_what_it_touches_and_going_back_runs_nothing(
     tiny: Path, section: str, leaf: str, value: Any, expected: set[str]
@@ -157,12 +159,10 @@ def outs(workspace: Path) -> dict[str, str]:
     return found
 
 
-def test_two_runs_from_scratch_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    other = tmp_path / "another" / "place"
-    other.mkdir(parents=True)
-    make_workspace(ROOT, other, ROOT / "presets/tiny")
-    assert ran(repro(other)) == list(STAGES)
-    assert outs(other) == outs(tiny)
+def test_two_runs_from_scratch_give_the_same_bytes(twins: tuple[Path, Path]) -> None:
+    first, second = (outs(workspace) for workspace in twins)
+    assert len(first) > 20
+    assert first == second
 
 
 def test_every_preset_is_valid_and_every_out_is_ignored_by_git(tmp_path: Path) -> None:
