@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python '>=3.11' .venv; } || python3 -m venv .venv
 	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
 	@echo "set-up: packages into .venv (torch alone is several GB; once)"
-	@$(UV) pip install -q --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
 	@touch $@
 
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
