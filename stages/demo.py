@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,8 @@ def draw(p: Params) -> Path:
 
 
 def main(p: Params) -> None:
-    began = time.monotonic()
     picture = draw(p)
-    say(f"MNIST digits drawn from noise by the bundled flow: {picture} ({time.monotonic() - began:.0f} s)\n")
+    say(f"MNIST digits drawn from noise by the bundled flow: {picture}\n")
     say(
         "Now the whole pipeline on scikit-learn's small digits: fetch, autoencoder, encode, classifier, train, sample, evaluate"
     )
@@ -45,7 +43,7 @@ def main(p: Params) -> None:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment).returncode:
         raise UserError(f"the demo's pipeline in {workspace} stopped; the lines above say why")
-    say(f"\nDone in {time.monotonic() - began:.0f} s. To look at:")
+    say("\nDone. To look at:")
     for path in [picture, *sorted((workspace / REPORTS).glob("*.png")), workspace / METRICS]:
         say(f"  {path}")
 
