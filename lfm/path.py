@@ -1,16 +1,20 @@
-"""The probability path from noise to data, and the loss that fits a velocity to it.
+"""The probability path from noise to data, what a model may predict on it, and the loss that fits a model to it.
 
 Conventions, here once for all of `lfm`: x0 is noise, x1 is data, t runs from 0 (noise) to 1 (data), and a velocity v(t, x)
-points from noise to data, dx/dt = v(t, x). The path is Gaussian: x_t = α_t x1 + σ_t x0, with target velocity
+points from noise to data, dx/dt = v(t, x). Every path is Gaussian: x_t = α_t x1 + σ_t x0, with target velocity
 u_t = α̇_t x1 + σ̇_t x0 (Lipman et al. 2023, "Flow matching for generative modeling", eqs. 10–15).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Velocity = Callable[..., Tensor]
+
+SHORT_OF_ONE = 1 - 1e-5  # where to stop when something diverges at t = 1
 
 
 class Coefficients(NamedTuple):
@@ -22,29 +26,101 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor
 
 
-def cond_ot(t: Tensor, sigma_min: float) -> Coefficients:
+Path = Callable[[Tensor], Coefficients]
+
+
+def cond_ot(t: Tensor, sigma_min: float = 0.0) -> Coefficients:
     """The conditional optimal-transport path α = t, σ = 1 − (1 − σ_min) t (Lipman et al. 2023, eq. 20)."""
     one = t.new_ones(t.shape)
     return Coefficients(alpha=t, sigma=1 - (1 - sigma_min) * t, d_alpha=one, d_sigma=(sigma_min - 1) * one)
 
 
-def interpolate(x0: Tensor, x1: Tensor, t: Tensor, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """The point x_t on the path and its velocity u_t.
+def gvp(t: Tensor) -> Coefficients:
+    """The trigonometric path α = sin(πt/2), σ = cos(πt/2), of constant variance (Albergo & Vanden-Eijnden 2023)."""
+    angle, rate = t * (math.pi / 2), math.pi / 2
+    return Coefficients(angle.sin(), angle.cos(), rate * angle.cos(), -rate * angle.sin())
 
-    Args:
-        x0, x1: noise and data, (B, ...).
-        t: times in [0, 1], (B,).
-        sigma_min: what noise is left at t = 1.
+
+def vp(t: Tensor) -> Coefficients:
+    """The variance-preserving diffusion with β from 0.1 to 20, its time turned round (Song et al. 2021, eq. 33).
+
+    α = exp(−T/2) and σ = √(1 − α²) with T = (1 − t)²(β₁ − β₀)/2 + (1 − t) β₀. σ̇ → −∞ at t = 1.
     """
-    t = t.reshape(-1, *[1] * (x1.dim() - 1))  # (B, 1, ...)
-    path = cond_ot(t, sigma_min)
-    return path.alpha * x1 + path.sigma * x0, path.d_alpha * x1 + path.d_sigma * x0
+    low, high = 0.1, 20.0
+    s = 1 - t
+    integral, rate = s**2 * (high - low) / 2 + s * low, s * (high - low) + low
+    alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+    return Coefficients(alpha, sigma, alpha * rate / 2, -(alpha**2) * rate / (2 * sigma))
 
 
-def cfm_loss(model: Velocity, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor | None, sigma_min: float) -> Tensor:
-    """The conditional flow matching loss E |v(t, x_t, y) − u_t|², a mean over batch and dimensions (eq. 9, ibid.).
+PATHS: dict[str, Path] = {"cond_ot": cond_ot, "gvp": gvp, "vp": vp}
+
+
+def make_path(name: str, sigma_min: float) -> Path:
+    """The path of that name; σ_min, what noise is left at t = 1, belongs to `cond_ot` alone."""
+    return (lambda t: cond_ot(t, sigma_min)) if name == "cond_ot" else PATHS[name]
+
+
+def last_time(path: Path, divides_by_sigma: bool) -> float:
+    """Up to which t one may integrate and train: 1, or just short of it where the target or a division by σ diverges."""
+    end = path(torch.ones((), dtype=torch.float64))
+    harmless = end.d_sigma.isfinite() and (end.sigma > 1e-6 or not divides_by_sigma)
+    return 1.0 if harmless else SHORT_OF_ONE
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    """Times (B,) or a scalar, shaped to be multiplied with x (B, ...)."""
+    return t.reshape(-1, *[1] * (x.dim() - 1)) if t.dim() else t
+
+
+def interpolate(path: Path, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The point x_t on the path and its velocity u_t, for noise and data (B, ...) and times (B,)."""
+    c = path(_like(t, x1))
+    return c.alpha * x1 + c.sigma * x0, c.d_alpha * x1 + c.d_sigma * x0
+
+
+def convert(path: Path, source: str, target: str, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """What a model says about x_t in one of four ways, said in another: `velocity`, `score`, `noise` or `data`.
+
+    E[x1 | x_t] and E[x0 | x_t] follow from any one of them since x_t = α x1 + σ x0 and v = α̇ x1 + σ̇ x0 are linear; the score
+    ∇ log p_t(x) is −E[x0 | x_t] / σ. What divides by α is undefined at t = 0 (from noise or score), what divides by σ at
+    σ = 0 (from data, or to the score).
+    """
+    if source == target:
+        return value
+    c = path(_like(t, x))
+    if source == "velocity":
+        determinant = c.alpha * c.d_sigma - c.d_alpha * c.sigma
+        data = (c.d_sigma * x - c.sigma * value) / determinant
+        noise = (c.alpha * value - c.d_alpha * x) / determinant
+    elif source == "data":
+        data, noise = value, (x - c.alpha * value) / c.sigma
+    else:
+        noise = value if source == "noise" else -c.sigma * value
+        data = (x - c.sigma * noise) / c.alpha
+    return {
+        "velocity": c.d_alpha * data + c.d_sigma * noise,
+        "score": -noise / c.sigma,
+        "noise": noise,
+        "data": data,
+    }[target]
+
+
+def as_velocity(model: Velocity, path: Path, prediction: str) -> Velocity:
+    """A model that predicts `velocity` or `data`, as a velocity (t, x, y) ↦ v for solvers, guidance and validation."""
+    if prediction == "velocity":
+        return model
+    return lambda t, x, y: convert(path, prediction, "velocity", model(t, x, y).to(x.dtype), x, t)
+
+
+def cfm_loss(
+    model: Velocity, path: Path, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor, prediction: str = "velocity"
+) -> Tensor:
+    """The conditional flow matching loss E |v(t, x_t, y) − u_t|², a mean over batch and dimensions (eq. 9, ibid.), or for
+    a model that predicts data E |D(t, x_t, y) − x1|², which has the same minimiser up to `convert`.
 
     Everything random comes in from outside, so the loss is a plain function of its arguments.
     """
-    x_t, u_t = interpolate(x0, x1, t, sigma_min)
-    return (model(t, x_t, y).to(u_t.dtype) - u_t).square().mean()
+    x_t, u_t = interpolate(path, x0, x1, t)
+    target = u_t if prediction == "velocity" else x1
+    return (model(t, x_t, y).to(target.dtype) - target).square().mean()

@@ -20,10 +20,19 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class Block(nn.Module):
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each head, (B, H, N, D/H) each, joined to (B, N, D).
+
+    Written out: with this few tokens, torch's fused attention takes several times as long on a CPU.
+    """
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # (B, H, N, N)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class DiTBlock(nn.Module):
     """Attention and MLP, both switched by the condition (adaLN-Zero: at first the block is the identity)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, side: int) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
@@ -35,18 +44,61 @@ class Block(nn.Module):
             nn.Linear(int(mlp_ratio * width), width),
         )
 
+    def norm(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
     def attention(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # (B, H, N, D/H) each
-        # Written out: with this few tokens, torch's fused attention takes several times as long on a CPU.
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # (B, H, N, N)
-        return self.project((weights @ v).transpose(1, 2).flatten(2))
+        return self.project(attend(q, k, v))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=-1)  # (B, D)
-        norm = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        x = x + gate_a[:, None] * self.attention(modulate(norm, shift_a, scale_a))
-        norm = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        return x + gate_m[:, None] * self.mlp(modulate(norm, shift_m, scale_m))
+        x = x + gate_a[:, None] * self.attention(modulate(self.norm(x), shift_a, scale_a))
+        return x + gate_m[:, None] * self.mlp(modulate(self.norm(x), shift_m, scale_m))
+
+
+class SwiGLU(nn.Module):
+    """silu(x W₁) · (x W₂) W₃ with ⅔ of the hidden width, so that it has as many weights as a plain MLP (Shazeer 2020)."""
+
+    def __init__(self, width: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = max(8, round(mlp_ratio * width * 2 / 3 / 8) * 8)
+        self.expand = nn.Linear(width, 2 * hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.expand(x).chunk(2, dim=-1)
+        return self.contract(F.silu(gate) * value)
+
+
+class ModernBlock(DiTBlock):
+    """The same with RMSNorm, SwiGLU, normalised queries and keys (Henry et al. 2020) and rotary positions (Su et al. 2021)
+    along both axes, as Yao et al. 2025 ("LightningDiT") put them together."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, side: int) -> None:
+        super().__init__(width, heads, mlp_ratio, side)
+        self.mlp = SwiGLU(width, mlp_ratio)  # type: ignore[assignment]
+        self.query_norm, self.key_norm = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
+        turns = rotations(side, width // heads)  # (N, D/2H) each
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", turns.cos(), persistent=False)
+        self.register_buffer("sin", turns.sin(), persistent=False)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+    def turn(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # (B, H, N, D/H) each
+        return self.project(attend(self.turn(self.query_norm(q)), self.turn(self.key_norm(k)), v))
+
+
+BLOCKS: dict[str, type[DiTBlock]] = {"dit": DiTBlock, "modern": ModernBlock}
 
 
 class Transformer(nn.Module):
@@ -55,8 +107,9 @@ class Transformer(nn.Module):
     Args:
         channels, size: of the latents, which are square.
         patch_size: side of the square of latents that makes one token; must divide `size`.
-        width, depth, heads, mlp_ratio: of the transformer; `heads` and 4 must divide `width`.
-        classes: how many labels there are; the null label, for "no label", comes on top.
+        block: a key of `BLOCKS`.
+        width, depth, heads, mlp_ratio: of the transformer; `heads` and 4 must divide `width`, and for `modern` 4 · heads.
+        classes: how many labels there are; the null label, for "no label", comes on top. 0: a model that knows no labels.
 
     Raises `ConfigError` where sizes do not divide.
     """
@@ -66,6 +119,7 @@ class Transformer(nn.Module):
         channels: int,
         size: int,
         patch_size: int,
+        block: str,
         width: int,
         depth: int,
         heads: int,
@@ -80,16 +134,21 @@ class Transformer(nn.Module):
             )
         if width % heads or width % 4:
             raise ConfigError(f"model.width is {width}; it must be a multiple of 4 and of model.heads ({heads})")
+        if block == "modern" and width % (4 * heads):
+            raise ConfigError(
+                f"model.width is {width}; with model.block modern it must be a multiple of 4 · heads ({4 * heads})"
+            )
         self.config = {
-            "channels": channels, "size": size, "patch_size": patch_size, "width": width, "depth": depth,
+            "channels": channels, "size": size, "patch_size": patch_size, "block": block, "width": width, "depth": depth,
             "heads": heads, "mlp_ratio": mlp_ratio, "classes": classes,
         }  # fmt: skip
-        self.patch_size, self.null_label = patch_size, classes
+        self.channels, self.size, self.patch_size, self.null_label = channels, size, patch_size, classes
+        side = size // patch_size
         self.embed = nn.Linear(channels * patch_size**2, width)
-        self.register_buffer("positions", positions(size // patch_size, width), persistent=False)  # (N, D)
+        self.register_buffer("positions", positions(side, width), persistent=False)  # (N, D)
         self.time = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.blocks = nn.ModuleList(BLOCKS[block](width, heads, mlp_ratio, side) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, channels * patch_size**2)
         self.initialise()
@@ -107,9 +166,11 @@ class Transformer(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Velocity (B, C, H, W) at times t ((B,) or a scalar), latents x (B, C, H, W) and labels y (B,) int64."""
+        """Velocity (B, C, H, W) at times t ((B,) or a scalar), latents x (B, C, H, W) and labels y (B,) int64 (of which a
+        model without labels takes no notice)."""
         p = self.patch_size
-        condition = F.silu(self.time(time_features(t.to(x.dtype).expand(len(x)))) + self.label(y))  # (B, D)
+        condition = self.time(time_features(t.to(x.dtype).expand(len(x))))  # (B, D)
+        condition = F.silu(condition if self.label is None else condition + self.label(y))
         tokens = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (B, N, C·p²)
         tokens = self.embed(tokens) + self.positions  # (B, N, D)
         for block in self.blocks:
@@ -133,3 +194,10 @@ def positions(side: int, width: int) -> Tensor:
     angles = torch.arange(side)[:, None] * frequencies  # (side, width/4)
     one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width/2)
     return torch.cat([one[:, None].expand(-1, side, -1), one.expand(side, -1, -1)], dim=-1).flatten(0, 1)
+
+
+def rotations(side: int, head_width: int) -> Tensor:
+    """The angles by which rotary positions turn each pair of a head, half of them by row, half by column: (side², D/2H)."""
+    count = head_width // 4
+    angles = torch.arange(side)[:, None] * 1e2 ** (-torch.arange(count) / count)  # (side, D/4H)
+    return torch.cat([angles[:, None].expand(-1, side, -1), angles.expand(side, -1, -1)], dim=-1).flatten(0, 1)

@@ -19,6 +19,7 @@ CLASSIFIER = Path("models/classifier")
 FLOW = Path("models/flow")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
+LIKELIHOOD = REPORTS / "likelihood.json"
 PRETRAINED = Path("lfm/pretrained")
 PARAMS = Path("params.yaml")
 

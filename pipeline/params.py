@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "float32"]
@@ -58,11 +59,13 @@ class EncodeParams(_Section):
 
 
 class ModelParams(_Section):
+    block: Literal["dit", "modern"]
     patch_size: Annotated[int, Field(ge=1, le=64)]
     width: Annotated[int, Field(ge=4, le=8192)]
     depth: Annotated[int, Field(ge=1, le=100)]
     heads: Annotated[int, Field(ge=1, le=128)]
     mlp_ratio: Annotated[float, Field(gt=0, le=16)]
+    labels: bool
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -74,7 +77,20 @@ class ModelParams(_Section):
 
 
 class FlowParams(_Section):
+    path: Literal["cond_ot", "gvp", "vp"]
     sigma_min: Annotated[float, Field(ge=0, lt=1)]
+    prediction: Literal["velocity", "data"]
+    coupling: Literal["independent", "optimal_transport"]
+    times: Literal["uniform", "stratified", "systematic", "logit_normal"]
+    logit_mean: Annotated[float, Field(ge=-10, le=10)]
+    logit_std: Annotated[float, Field(gt=0, le=10)]
+    uniform_share: Fraction
+
+    @model_validator(mode="after")
+    def _sigma_min_is_for_cond_ot(self) -> Self:
+        if self.path != "cond_ot" and self.sigma_min:
+            raise ValueError(f"sigma_min {self.sigma_min:g} has no meaning with path {self.path}; set it to 0")
+        return self
 
 
 class TrainParams(_Section):
@@ -82,32 +98,39 @@ class TrainParams(_Section):
     steps: Count
     batch_size: Count
     learning_rate: Rate
+    schedule: Literal["cosine", "constant"]
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     weight_decay: Fraction
     beta2: Annotated[float, Field(gt=0, lt=1)]
-    gradient_clip: Annotated[float, Field(gt=0)]
+    gradient_clip: Annotated[float, Field(gt=0)] | None
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     label_dropout: Annotated[float, Field(ge=0, lt=1)]
     precision: Precision
     compile: bool
     validate_every: Count
-    snapshots: Annotated[list[Fraction], Field(min_length=1, max_length=100)]
+    snapshots: Annotated[list[Fraction], Field(min_length=1, max_length=100)] | Count
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps ({self.steps}); lower it")
-        if sorted(set(self.snapshots)) != list(self.snapshots):
+        if isinstance(self.snapshots, list) and sorted(set(self.snapshots)) != self.snapshots:
             raise ValueError(f"snapshots {self.snapshots} must rise, each once; sort them")
         return self
 
 
 class SampleParams(_Section):
     seed: Seed
-    solver: Literal["euler", "midpoint", "heun", "rk4"]
-    steps: Annotated[int, Field(ge=1, le=10_000)]
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "euler_maruyama"]
+    steps: Steps
+    time_shift: Annotated[float, Field(ge=0.01, le=100)]
+    rtol: Annotated[float, Field(ge=1e-7, lt=1)]
+    atol: Annotated[float, Field(ge=1e-7, lt=1)]
+    noise_strength: Annotated[float, Field(ge=0, le=10)]
     guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)]
+    inversion_steps: Steps
     batch_size: Count
     precision: Precision
 
@@ -115,7 +138,18 @@ class SampleParams(_Section):
     def _rising(self) -> Self:
         if sorted(set(self.trajectory_times)) != list(self.trajectory_times):
             raise ValueError(f"trajectory_times {self.trajectory_times} must rise, each once; sort them")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval} must rise; swap its ends")
         return self
+
+
+class LikelihoodParams(_Section):
+    seed: Seed
+    images: Count
+    divergence: Literal["hutchinson", "exact"]
+    solver: Literal["euler", "midpoint", "heun", "rk4"]
+    steps: Steps
+    batch_size: Count
 
 
 class EvaluateParams(_Section):
@@ -138,8 +172,17 @@ class Params(_Section):
     flow: FlowParams
     train: TrainParams
     sample: SampleParams
+    likelihood: LikelihoodParams
     evaluate: EvaluateParams
     runtime: RuntimeParams
+
+    @model_validator(mode="after")
+    def _guidance_needs_labels(self) -> Self:
+        if not self.model.labels and self.sample.guidance_scale != 1:
+            raise ValueError(
+                f"sample.guidance_scale {self.sample.guidance_scale:g} needs labels, and model.labels is false; set it to 1"
+            )
+        return self
 
 
 class Loader(yaml.SafeLoader):
@@ -195,7 +238,7 @@ def _describe(error: Any) -> str:
         model = section.annotation if section and len(error["loc"]) > 1 else Params
         return f"{key} is not a known key; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
     if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}"
+        return f"{key}.{error['ctx']['error']}".removeprefix(".")
     accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
     for words, ours in WORDS.items():
         accepted = accepted.replace(words, ours)

@@ -23,7 +23,7 @@ from stages.cli import run
 KEPT = {
     "autoencoder": ("config.json", "diffusion_pytorch_model.safetensors", "record.json", "curves.csv"),
     "classifier": ("config.json", "model.safetensors", "record.json", "curves.csv"),
-    "flow": ("config.json", "model.safetensors", "flow.json", "record.json", "curves.csv"),
+    "flow": ("config.json", "model.safetensors", "flow.json", "record.json", "curves.csv", "validation.csv"),
 }
 
 

@@ -14,7 +14,7 @@ from pipeline.pictures import sheet
 from pipeline.report import say
 from pipeline.workspace import make_workspace
 from stages.cli import run
-from stages.sample import load_generator
+from stages.generator import load_generator
 
 DEMO = Path("demo")
 PRESET = Path("presets/digits")

@@ -1,24 +1,27 @@
 """The velocity transformer, fitted to the latents with conditional flow matching → models/flow/."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lfm.coupling import COUPLINGS
 from lfm.ema import EMA, decay_at
 from lfm.guidance import drop_labels, guided
 from lfm.latents import LatentScale, draw
-from lfm.path import cfm_loss
-from lfm.schedule import warmup_cosine
-from lfm.solver import integrate, uniform_grid
-from lfm.times import stratified
+from lfm.path import Path, Velocity, as_velocity, cfm_loss, last_time, make_path
+from lfm.schedule import SCHEDULES
+from lfm.solver import integrate, time_grid
+from lfm.times import sample_times, stratified
 from lfm.transformer import Transformer
 from lfm.weights import save_model
 from pipeline import arrays, random
 from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publishing, write_csv, write_json
-from pipeline.params import Params, TrainParams
+from pipeline.params import FlowParams, Params, TrainParams
 from pipeline.report import Progress, say
 from pipeline.runtime import compiled, device, precision
 from stages.cli import run
@@ -40,23 +43,22 @@ class Latents(NamedTuple):
 
 class Result(NamedTuple):
     model: Transformer  # the averaged weights
-    curves: list[tuple[int, float, float | None]]  # step, training loss, validation loss where it was taken
+    losses: list[tuple[int, float]]  # step, loss of the training batch
+    validation: list[tuple[int, float]]  # step, validation loss of the averaged weights
     snapshots: list[tuple[int, Tensor]]  # step, normalised latents (16, c, h, w)
 
 
 class Validation:
-    """The loss of the averaged weights on the validation split, at noise and times that never change."""
+    """The velocity's loss on the validation split, at noise and uniform times that never change: comparable between all
+    couplings, densities of times and predictions."""
 
-    def __init__(self, model: Transformer, sigma_min: float, p: TrainParams, data: Latents) -> None:
+    def __init__(self, velocity: Velocity, path: Path, end: float, p: TrainParams, data: Latents) -> None:
         n, shape, where = len(data.labels), data.mean.shape, data.mean.device
-        self.model, self.sigma_min, self.precision, self.y = model, sigma_min, p.precision, data.labels
+        self.velocity, self.path, self.precision, self.y = velocity, path, p.precision, data.labels
         self.x0 = random.normal(0, "validation x0", 0, shape).to(where)
         self.x1 = draw(data.mean, data.std, random.normal(0, "validation posterior", 0, shape).to(where))
-        u, order = (
-            random.uniform(0, "validation t", 0, (n,)),
-            random.permutation(0, "validation t order", 0, n),
-        )
-        self.t = stratified(u, order).to(where)
+        u, order = random.uniform(0, "validation t", 0, (n,)), random.permutation(0, "validation t order", 0, n)
+        self.t = (end * stratified(u, order)).to(where)
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -65,65 +67,83 @@ class Validation:
         total = 0.0
         for x0, x1, t, y in parts:
             with precision(self.precision, x0.device):
-                total += cfm_loss(self.model, x0, x1, t, y, self.sigma_min).item() * len(y)
+                total += cfm_loss(self.velocity, self.path, x0, x1, t, y).item() * len(y)
         return total / len(self.y)
 
 
 @torch.no_grad()
-def snapshot(model: Transformer, shape: torch.Size, p: TrainParams, where: torch.device) -> Tensor:
+def snapshot(model: Transformer, velocity: Velocity, end: float, shape: torch.Size, p: TrainParams) -> Tensor:
     """The same 16 noises, labels 0, 1, 2 … in turn, integrated with the model as it is now: (16, c, h, w)."""
+    where = next(model.parameters()).device
     x0 = random.normal_rows(p.seed, "snapshot", range(SNAPSHOT_NOISES), shape).to(where)
-    y = torch.arange(SNAPSHOT_NOISES, device=where) % model.null_label
+    y = torch.arange(SNAPSHOT_NOISES, device=where) % max(1, model.null_label)
     with precision(p.precision, where):
-        velocity = guided(model, y, 1.0, model.null_label)
-        return integrate(velocity, x0, uniform_grid(SNAPSHOT_STEPS), "midpoint").x[-1]
+        follow = guided(velocity, y, 1.0, model.null_label)
+        return integrate(follow, x0, time_grid(SNAPSHOT_STEPS, end=end), "midpoint").x[-1]
 
 
-def train(model: Transformer, sigma_min: float, p: TrainParams, data: Latents, held_out: Latents, show: bool) -> Result:
+def snapshot_steps(p: TrainParams) -> set[int]:
+    """After which steps snapshots are taken."""
+    if isinstance(p.snapshots, int):
+        return {*range(0, p.steps, p.snapshots), p.steps}
+    return {round(fraction * p.steps) for fraction in p.snapshots}
+
+
+def batches(f: FlowParams, p: TrainParams, end: float, null: int, data: Latents) -> Iterator[tuple[Tensor, ...]]:
+    """Noise x0, data x1, times t and labels y of each step: all that is random in it."""
+    n, where, shape = p.batch_size, data.mean.device, data.mean.shape[1:]
+    for step in range(p.steps):
+        batch = data.rows(random.batch_rows(p.seed, step, n, len(data.labels)).to(where))
+        x1 = draw(batch.mean, batch.std, random.normal(p.seed, "posterior", step, (n, *shape)).to(where))
+        noise = random.normal(p.seed, "x0", step, (n, *shape)).to(where)
+        x0 = COUPLINGS[f.coupling](noise, x1, batch.labels if null else None)
+        u, choice = (random.uniform(p.seed, stream, step, (n,)) for stream in ("t", "t choice"))
+        order = random.permutation(p.seed, "t order", step, n)
+        t = end * sample_times(f.times, u, order, choice, f.logit_mean, f.logit_std, f.uniform_share)
+        y = drop_labels(batch.labels, random.uniform(p.seed, "drop", step, (n,)).to(where), p.label_dropout, null)
+        yield x0, x1, t.to(where), y
+
+
+def train(model: Transformer, f: FlowParams, p: TrainParams, data: Latents, held_out: Latents, show: bool) -> Result:
     """Conditional flow matching (Lipman et al. 2023): the training loop as one linear story."""
     where, shape = data.mean.device, data.mean.shape[1:]
-    ema, null = EMA(model), model.null_label
-    loss_of = compiled(cfm_loss, where) if p.compile else cfm_loss
+    path = make_path(f.path, f.sigma_min)
+    end = last_time(path, divides_by_sigma=f.prediction == "data")
+    ema = EMA(model)
+    average = as_velocity(ema.average, path, f.prediction)
+    loss_of = partial(cfm_loss, model, path, prediction=f.prediction)
+    loss_of = compiled(loss_of, where) if p.compile else loss_of
     optimizer = torch.optim.AdamW(
         model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
     )
-    validation = Validation(ema.average, sigma_min, p, held_out)
-    snapshot_steps = [round(fraction * p.steps) for fraction in p.snapshots]
-    snapshots = [(0, snapshot(ema.average, shape, p, where))] if 0 in snapshot_steps else []
-    curves: list[tuple[int, float, float | None]] = []
+    validation = Validation(average, path, end, p, held_out)
+    due = snapshot_steps(p)
+    snapshots = [(0, snapshot(ema.average, average, end, shape, p))] if 0 in due else []
+    losses: list[tuple[int, float]] = []
+    validated: list[tuple[int, float]] = []
 
     with Progress(p.steps, "train", "step", show) as progress:
-        for step in range(p.steps):
-            batch = data.rows(random.batch_rows(p.seed, step, p.batch_size, len(data.labels)).to(where))
-            x0 = random.normal(p.seed, "x0", step, (p.batch_size, *shape)).to(where)
-            x1 = draw(batch.mean, batch.std, random.normal(p.seed, "posterior", step, x0.shape).to(where))
-            u, order = (
-                random.uniform(p.seed, "t", step, x0.shape[:1]),
-                random.permutation(p.seed, "t order", step, len(x0)),
-            )
-            t = stratified(u, order).to(where)
-            y = drop_labels(
-                batch.labels, random.uniform(p.seed, "drop", step, t.shape).to(where), p.label_dropout, null
-            )
-
+        for step, (x0, x1, t, y) in enumerate(batches(f, p, end, model.null_label, data)):
             with precision(p.precision, where):
-                loss = loss_of(model, x0, x1, t, y, sigma_min)
+                loss = loss_of(x0, x1, t, y)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), p.gradient_clip)
+            if p.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), p.gradient_clip)
             for group in optimizer.param_groups:
-                group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.warmup_steps)
+                group["lr"] = p.learning_rate * SCHEDULES[p.schedule](step, p.steps, p.warmup_steps)
             optimizer.step()
             optimizer.zero_grad()
             ema.update(model, decay_at(step, p.ema_decay))
 
             done = step + 1
-            due = done % p.validate_every == 0 or done == p.steps
-            if due or done % 50 == 0:
-                curves.append((done, loss.item(), validation.loss() if due else None))
-            if done in snapshot_steps:
-                snapshots.append((done, snapshot(ema.average, shape, p, where)))
-            progress.advance(loss=curves[-1][1] if curves else math.nan)
-    return Result(ema.average, curves, snapshots)
+            if done % 50 == 0 or done == p.steps:
+                losses.append((done, loss.item()))
+            if done % p.validate_every == 0 or done == p.steps:
+                validated.append((done, validation.loss()))
+            if done in due:
+                snapshots.append((done, snapshot(ema.average, average, end, shape, p)))
+            progress.advance(loss=losses[-1][1] if losses else math.nan)
+    return Result(ema.average, losses, validated, snapshots)
 
 
 def read_latents(file: arrays.ArrayFile, split: str, scale: LatentScale, where: torch.device) -> Latents:
@@ -140,13 +160,14 @@ def main(p: Params) -> None:
         data, held_out = (read_latents(file, split, scale, where) for split in ("train", "validation"))
         about = dict(file.attributes)
     _, channels, size, _ = data.mean.shape
+    classes = int(about["classes"]) if p.model.labels else 0
     torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
-    model = Transformer(channels, size, **p.model.model_dump(), classes=int(about["classes"])).to(where)
+    model = Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes).to(where)
     say(
         f"train: {sum(w.numel() for w in model.parameters()):,} weights on {len(data.labels):,} latents of {channels}×{size}×{size}"
     )
 
-    result = train(model, p.flow.sigma_min, p.train, data, held_out, p.runtime.progress)
+    result = train(model, p.flow, p.train, data, held_out, p.runtime.progress)
 
     with publishing(FLOW) as folder:
         save_model(folder, result.model, model.config)
@@ -165,13 +186,14 @@ def main(p: Params) -> None:
             "params": {s: getattr(p, s).model_dump() for s in ("model", "flow", "train")},
             "train_sha256": about["train_sha256"],
         }
-        write_json(folder / "record.json", {**record, "validation_loss": result.curves[-1][2]})
-        write_csv(folder / "curves.csv", ("step", "train_loss", "validation_loss"), result.curves)
+        write_json(folder / "record.json", {**record, "validation_loss": result.validation[-1][1]})
+        write_csv(folder / "curves.csv", ("step", "train_loss"), result.losses)
+        write_csv(folder / "validation.csv", ("step", "validation_loss"), result.validation)
         with arrays.writing(folder / "progress.h5") as out:
             out.add("steps", np.array([step for step, _ in result.snapshots]))
             out.add("latents", torch.stack([x for _, x in result.snapshots]).cpu().numpy())
             out.attributes(format=PROGRESS_FORMAT)
-    say(f"{FLOW}: validation loss {result.curves[-1][2]:.5f} after {p.train.steps:,} steps")
+    say(f"{FLOW}: validation loss {result.validation[-1][1]:.5f} after {p.train.steps:,} steps")
 
 
 if __name__ == "__main__":

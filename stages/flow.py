@@ -1,0 +1,50 @@
+"""Not a stage: a trained flow as its users need it, read from the folder that `train` makes."""
+
+from pathlib import Path as FilePath
+from typing import NamedTuple
+
+import torch
+
+from lfm.latents import LatentScale
+from lfm.path import Path, Velocity, as_velocity, last_time, make_path
+from lfm.transformer import Transformer
+from lfm.weights import load_model
+from pipeline.files import read_json
+
+KEYS = (
+    "path", "sigma_min", "prediction", "scale_mean", "scale_std",
+    "image_channels", "image_height", "image_width", "autoencoder_sha256",
+)  # fmt: skip
+
+
+class Flow(NamedTuple):
+    """The velocity and all that belongs to it."""
+
+    transformer: Transformer
+    velocity: Velocity  # (t, x, y) ↦ v, whatever the transformer predicts
+    path: Path
+    end: float  # up to which t to integrate
+    scale: LatentScale
+    image: tuple[int, int, int]  # channels, height, width of what it was trained for
+    autoencoder_sha256: str
+
+    @property
+    def shape(self) -> list[int]:
+        """Of one latent: channels, height, width."""
+        return [self.transformer.channels, self.transformer.size, self.transformer.size]
+
+
+def load_flow(folder: FilePath, where: torch.device) -> Flow:
+    """Read a trained flow. Raises `UserError` or `ConfigError` where a file is missing or damaged."""
+    flow = read_json(folder / "flow.json", *KEYS)
+    transformer = load_model(folder, Transformer).to(where)
+    path = make_path(flow["path"], flow["sigma_min"])
+    return Flow(
+        transformer,
+        as_velocity(transformer, path, flow["prediction"]),
+        path,
+        last_time(path, divides_by_sigma=flow["prediction"] == "data"),
+        LatentScale(torch.tensor(flow["scale_mean"]), torch.tensor(flow["scale_std"])),
+        (flow["image_channels"], flow["image_height"], flow["image_width"]),
+        flow["autoencoder_sha256"],
+    )

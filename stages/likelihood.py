@@ -1,0 +1,70 @@
+"""How likely test images are under the flow, in bits per latent dimension → reports/likelihood.json."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfm.guidance import guided
+from lfm.latents import draw
+from lfm.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
+from lfm.solver import time_grid
+from pipeline import arrays, random
+from pipeline.errors import UserError
+from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, LIKELIHOOD, write_json
+from pipeline.params import LikelihoodParams, Params
+from pipeline.report import Progress, say
+from pipeline.runtime import device
+from stages.cli import run
+from stages.flow import Flow, load_flow
+
+
+def probes(p: LikelihoodParams, rows: list[int], shape: list[int]) -> Tensor:
+    """A Rademacher probe a row: ±1, each with probability ½, (B, *shape)."""
+    return random.normal_rows(p.seed, "probe", rows, shape).sign()
+
+
+def log_likelihoods(flow: Flow, latents: arrays.ArrayFile, n: int, p: LikelihoodParams, show: bool) -> np.ndarray:
+    """Of the first n test images: log p(x1 | y) in nats (n,), x1 a draw from the posterior, normalised."""
+    where = next(flow.transformer.parameters()).device
+    grid, found = time_grid(p.steps, end=flow.end), []
+    with Progress(n, "likelihood", "image", show) as progress:
+        for start in range(0, n, p.batch_size):
+            stop = min(start + p.batch_size, n)
+            rows = list(range(start, stop))
+            mean, std, y = (
+                torch.from_numpy(latents.read(f"test/{name}", start, stop)) for name in ("mean", "std", "labels")
+            )
+            noise = random.normal_rows(p.seed, "posterior", rows, flow.shape)
+            x1 = flow.scale.normalise(draw(mean, std, noise)).to(where)
+            velocity = guided(flow.velocity, y.long().to(where), 1.0, flow.transformer.null_label)
+            exact = p.divergence == "exact"
+            divergence = exact_divergence if exact else hutchinson_divergence(probes(p, rows, flow.shape).to(where))
+            found.append(log_likelihood(velocity, x1, grid, p.solver, divergence).cpu().numpy())
+            progress.advance(stop - start)
+    return np.concatenate(found)
+
+
+def main(p: Params) -> None:
+    flow = load_flow(FLOW, device())
+    flow.transformer.requires_grad_(False)
+    with arrays.reading(LATENTS, LATENTS_FORMAT) as latents:
+        available = latents.shape("test/labels")[0]
+        n = min(p.likelihood.images, available)
+        if latents.shape("test/mean")[1:] != tuple(flow.shape):
+            raise UserError(f"{LATENTS}: latents of another shape than {FLOW} was trained on; run `dvc repro`")
+        nats = log_likelihoods(flow, latents, n, p.likelihood, p.runtime.progress)
+    bits = -nats / math.log(2) / math.prod(flow.shape)
+    result = {
+        "bits_per_dimension": round(float(bits.mean()), 5),
+        "standard_error": round(float(bits.std(ddof=1) / math.sqrt(n)), 5) if n > 1 else 0.0,
+        "images": n,
+        "divergence": p.likelihood.divergence,
+    }
+    write_json(LIKELIHOOD, result)
+    say(f"likelihood: {result['bits_per_dimension']:.4f} ± {result['standard_error']:.4f} bits per latent dimension")
+
+
+if __name__ == "__main__":
+    run(main, "likelihood")
