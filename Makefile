@@ -28,8 +28,12 @@ demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a sma
 repro: $(STAMP) ## the MNIST run: dvc repro
 	@$(BIN)/dvc repro
 
-test: check ## checks and tests
+test: check .venv/.peers ## checks and tests
 	@$(BIN)/python -m pytest
+
+.venv/.peers: $(STAMP) tests/peers.txt
+	@$(UV) pip install -q --no-deps --python $(BIN)/python -r tests/peers.txt
+	@touch $@
 
 check: $(STAMP) ## formatting, lint, types
 	@$(BIN)/ruff format -q --check . && $(BIN)/ruff check -q . && $(BIN)/mypy

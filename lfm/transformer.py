@@ -145,6 +145,7 @@ class Transformer(nn.Module):
         self.channels, self.size, self.patch_size, self.null_label = channels, size, patch_size, classes
         side = size // patch_size
         self.embed = nn.Linear(channels * patch_size**2, width)
+        self.positions: Tensor
         self.register_buffer("positions", positions(side, width), persistent=False)  # (N, D)
         self.time = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None

@@ -14,7 +14,7 @@ from lfm.classifier import Classifier, to_pixels
 from lfm.errors import ConfigError
 from lfm.latents import LatentScale, draw
 from lfm.metrics import frechet_distance
-from lfm.path import cfm_loss
+from lfm.path import cfm_loss, make_path
 from lfm.psnr import psnr
 from lfm.times import stratified
 from lfm.weights import load_model
@@ -22,10 +22,10 @@ from pipeline import arrays, random
 from pipeline.download import fetch
 from pipeline.files import IMAGES_FORMAT, LATENTS_FORMAT, PRETRAINED, SAMPLES_FORMAT, SPLITS
 from pipeline.params import load_params
-from stages import sample
 from stages.autoencoder import reconstruct
 from stages.classifier import accuracy
 from stages.fetch import digest, hold_out, mnist
+from stages.generator import load_generator
 from stages.train import read_latents
 from tests.conftest import ROOT
 
@@ -72,7 +72,7 @@ def test_form_4_on_the_stored_latents(tiny: Path) -> None:
         data = read_latents(file, "train", scale, torch.device("cpu"))
     x0, noise = (random.normal(0, name, 0, data.mean.shape) for name in ("x0", "posterior"))
     x1, t = draw(data.mean, data.std, noise), stratified(torch.rand(len(noise)), torch.randperm(len(noise)))
-    loss = cfm_loss(lambda t, x, y: torch.zeros_like(x), x0, x1, t, data.labels, 1e-3).item()
+    loss = cfm_loss(lambda t, x, y: torch.zeros_like(x), make_path("cond_ot", 1e-3), x0, x1, t, data.labels).item()
     u = (x1 - (1 - 1e-3) * x0).square().mean((1, 2, 3))  # one value a row: rows are independent, their entries are not
     assert loss == pytest.approx(1 + 0.999**2, abs=4 * u.std().item() / len(u) ** 0.5)
 
@@ -82,7 +82,7 @@ def test_samples_have_the_test_labels_and_do_not_depend_on_how_they_are_batched(
 ) -> None:
     monkeypatch.chdir(tiny)
     p = load_params(Path("params.yaml")).sample.model_copy(update={"precision": "float32"})
-    generator = sample.load_generator(Path("models/flow"), Path("models/autoencoder"), p)
+    generator = load_generator(Path("models/flow"), Path("models/autoencoder"), p)
     with (
         arrays.reading(Path("data/samples.h5"), SAMPLES_FORMAT) as file,
         arrays.reading(Path("data/images.h5"), IMAGES_FORMAT) as images,
@@ -186,9 +186,7 @@ def test_the_bundled_autoencoder_keeps_what_its_record_says(
 
 def test_the_bundled_flow_draws_the_digit_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    generator = sample.load_generator(
-        PRETRAINED / "flow", PRETRAINED / "autoencoder", load_params(Path("params.yaml")).sample
-    )
+    generator = load_generator(PRETRAINED / "flow", PRETRAINED / "autoencoder", load_params(Path("params.yaml")).sample)
     labels = np.arange(200) % 10
     images = generator.decode(generator.integrate(np.arange(200), labels).x[-1])
     classifier = load_model(PRETRAINED / "classifier", Classifier)

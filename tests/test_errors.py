@@ -62,7 +62,15 @@ def test_floats_are_those_of_yaml_1_2(number: str) -> None:
         ("autoencoder.widths", [], "autoencoder.widths is []; it must have at least 1 item, not 0"),
         ("autoencoder.widths", [60], "autoencoder.widths.0 is 60; it must be a multiple of 8"),
         ("model.heads", 5, "model.width 128 must be a multiple of 4 and of heads (5); change one of them"),
-        ("sample.solver", "dopri5", "sample.solver is 'dopri5'; it must be 'euler', 'midpoint', 'heun' or 'rk4'"),
+        (
+            "sample.solver",
+            "rk45",
+            "sample.solver is 'rk45'; it must be 'euler', 'midpoint', 'heun', 'rk4', 'dopri5' or 'euler_maruyama'",
+        ),
+        ("flow.path", "gvp", "flow.sigma_min 0.001 has no meaning with path gvp; set it to 0"),
+        ("model.labels", False, "sample.guidance_scale 1.12 needs labels, and model.labels is false; set it to 1"),
+        ("sample.guidance_interval", [0.5, 0.1], "sample.guidance_interval [0.5, 0.1] must rise; swap its ends"),
+        ("sample.guidance_interval", [0.5], "sample.guidance_interval is [0.5]; it must have at least 2 items, not 1"),
         ("flow.sigma_min", 1, "flow.sigma_min is 1; it must be less than 1"),
         ("evaluate.zoom", 100, "evaluate.zoom is 100; it must be at most 16"),
     ],
@@ -81,9 +89,9 @@ def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: Any, messag
     ("text", "message"),
     [
         ("", "params.yaml: must hold sections (data, autoencoder, classifier, encode, model, flow, train, sample, "
-             "evaluate, runtime), but is None"),
+             "likelihood, evaluate, runtime), but is None"),
         (PARAMS + "extra:\n  a: 1\n", "params.yaml: extra is not a known key; known here: data, autoencoder, classifier, "
-         "encode, model, flow, train, sample, evaluate, runtime"),
+         "encode, model, flow, train, sample, likelihood, evaluate, runtime"),
         (PARAMS.replace("  sigma_min: 1e-3", "  sigma: 1e-3"), "params.yaml: flow.sigma_min is missing; add it "
          "(`git diff params.yaml` shows what was removed)"),
         (PARAMS + "  colour: 1\n", "params.yaml: runtime.colour is not a known key; known here: progress"),
