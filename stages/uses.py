@@ -44,14 +44,19 @@ class Uses:
     @torch.inference_mode()
     def interpolations(self, x1: Tensor, others: Tensor) -> np.ndarray:
         """From each image to its other one through the noise between theirs, without labels: (B, 8, C, H, W)."""
-        unlabelled = np.full(len(x1), self.null)
-        a, b = self.invert(x1, unlabelled), self.invert(others, unlabelled)
-        states = [self.forward(slerp(a, b, i / (BETWEEN - 1)), unlabelled) for i in range(BETWEEN)]
-        return np.stack([self.generator.decode(x) for x in states], axis=1)
+        ends = torch.cat([x1, others])
+        a, b = self.invert(ends, np.full(len(ends), self.null)).chunk(2)
+        x0 = torch.cat([slerp(a, b, i / (BETWEEN - 1)) for i in range(BETWEEN)])
+        return self.columns(self.forward(x0, np.full(len(x0), self.null)), BETWEEN)
 
     @torch.inference_mode()
     def transfers(self, x1: Tensor, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Each image's noise, integrated with each target label under sampling's guidance: (B, targets, C, H, W)."""
-        x0, scale = self.invert(x1, labels), self.generator.p.guidance_scale
-        states = [self.forward(x0, np.full(len(x1), target), scale) for target in targets]
-        return np.stack([self.generator.decode(x) for x in states], axis=1)
+        x0 = self.invert(x1, labels).repeat(len(targets), 1, 1, 1)
+        x = self.forward(x0, targets.repeat(len(x1)), self.generator.p.guidance_scale)
+        return self.columns(x, len(targets))
+
+    def columns(self, x: Tensor, n: int) -> np.ndarray:
+        """Latents that lie column after column, decoded: (rows, n, C, H, W)."""
+        images = self.generator.decode(x)
+        return images.reshape(n, -1, *images.shape[1:]).swapaxes(0, 1)
