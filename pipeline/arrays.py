@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.files import replacing
 
 CHUNK_BYTES = 1 << 20
 
@@ -50,14 +51,8 @@ class ArrayWriter:
 @contextmanager
 def writing(path: Path) -> Iterator[ArrayWriter]:
     """Open `path` for writing; the file appears under its name when the block ends well, and not at all otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(part, "w") as file:
-            yield ArrayWriter(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, h5py.File(part, "w") as file:
+        yield ArrayWriter(file)
 
 
 class ArrayFile:

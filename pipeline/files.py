@@ -1,10 +1,10 @@
-"""Where each artifact lies, what identifies a folder of them, and how small text files are written."""
+"""Where each artifact lies, what identifies a folder of them, how one takes its place, and how small text is written."""
 
 import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ SAMPLES_FORMAT = "lfm-samples/1"
 
 SPLITS = ("train", "validation", "test")
 
+# What must hold when an artifact takes its place: each raises where it does not. `pipeline.fingerprint` adds to it.
+CHECKS: list[Callable[[], None]] = []
+
 
 def sha256_of(folder: Path, names: Iterable[str]) -> str:
     """sha256 of some files of a folder, their names included. Raises `UserError` where one is missing."""
@@ -43,6 +46,20 @@ def sha256_of(folder: Path, names: Iterable[str]) -> str:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file to, which takes the place of `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        for check in CHECKS:
+            check()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends well, and vanishes otherwise."""
     part = folder.with_name(folder.name + ".part")
@@ -50,6 +67,8 @@ def publishing(folder: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        for check in CHECKS:
+            check()
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     finally:
@@ -72,14 +91,13 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON that a person can read and git can diff."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table; floats with six significant digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)

@@ -159,6 +159,7 @@ class EvaluateParams(_Section):
 
 class RuntimeParams(_Section):
     progress: bool
+    checkpoint_every: Count
 
 
 class Params(_Section):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.files import replacing
+
 PAPER, INK, GAP, MARGIN = 255, 64, 2, 12
 
 
@@ -43,5 +45,5 @@ def sheet(
             )
     for j, text in enumerate(columns or []):
         draw.text((left + j * (width + GAP) + width / 2, top - 4), text, ink, font, anchor="mb")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    with replacing(path) as part:
+        picture.save(part, "PNG")

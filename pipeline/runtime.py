@@ -1,6 +1,7 @@
 """The machine: which device, how precise, how repeatable."""
 
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,16 @@ def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, slow
     torch.backends.cudnn.benchmark = False
+
+
+def machine() -> dict[str, str | int]:
+    """What the bits of a result follow from besides its inputs: kind of device, its instructions, number of threads."""
+    wanted = os.environ.get("LFM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "device": torch.cuda.get_device_name() if wanted.startswith("cuda") and torch.cuda.is_available() else wanted,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def precision(name: str, where: torch.device) -> AbstractContextManager[object]:

@@ -13,7 +13,8 @@ from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
 from lfm.psnr import psnr
 from lfm.schedule import warmup_cosine
-from pipeline import arrays, random
+from pipeline import arrays, random, scratch
+from pipeline.checkpoint import Checkpoints, State
 from pipeline.errors import UserError
 from pipeline.files import (
     AUTOENCODER,
@@ -35,7 +36,9 @@ BUNDLED = PRETRAINED / AUTOENCODER.name
 FILES = (autoencoder.CONFIG, autoencoder.WEIGHTS)
 
 
-def train(p: AutoencoderParams, images: Tensor, show: bool) -> tuple[ImageAutoencoder, list[tuple[float, ...]]]:
+def train(
+    p: AutoencoderParams, images: Tensor, show: bool, saved: Checkpoints
+) -> tuple[ImageAutoencoder, list[tuple[float, ...]]]:
     """Fit a small variational autoencoder to images (N, C, H, W). Returns it and its curves."""
     where = images.device
     torch.manual_seed(random.torch_seed(p.seed, "autoencoder"))
@@ -44,8 +47,11 @@ def train(p: AutoencoderParams, images: Tensor, show: bool) -> tuple[ImageAutoen
     latent = (p.batch_size, p.latent_channels, *(-(-n // coder.factor) for n in coder.size))
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     curves: list[tuple[float, ...]] = []
+    state = State({"model": model}, optimizer, {"curves": curves})
+    start = saved.resume(state)
     with Progress(p.steps, "autoencoder", "step", show) as progress:
-        for step in range(p.steps):
+        progress.advance(start)
+        for step in range(start, p.steps):
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 20)
             rows = random.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
@@ -57,7 +63,9 @@ def train(p: AutoencoderParams, images: Tensor, show: bool) -> tuple[ImageAutoen
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if step % 50 == 0 or step == p.steps - 1:
-                curves.append((step, loss.item(), squared.item(), kl.item() / noise[0].numel()))
+                read = saved.sound(step, loss.item(), curves)
+                curves.append((step, read, squared.item(), kl.item() / noise[0].numel()))
+            saved.keep(state, step + 1, p.steps)
             progress.advance(loss=curves[-1][1])
     model.eval().requires_grad_(False)
     return coder, curves
@@ -132,7 +140,9 @@ def main(p: Params) -> None:
             write_json(folder / "record.json", {"source": source, "revision": p.autoencoder.revision})
             return
         images, held_out = (torch.from_numpy(file.read(f"{s}/images")).to(device()) for s in ("train", "validation"))
-        coder, curves = train(p.autoencoder, images, p.runtime.progress)
+        with scratch.opened() as kept:
+            saved = Checkpoints(kept, p.runtime.checkpoint_every)
+            coder, curves = train(p.autoencoder, images, p.runtime.progress, saved)
         score = psnr(held_out, reconstruct(coder, held_out, p.autoencoder.precision))
         autoencoder.save(folder, coder.model)
         write_csv(folder / "curves.csv", ("step", "loss", "squared_error", "kl_per_latent_dimension"), curves)

@@ -9,7 +9,8 @@ from torch import Tensor
 from lfm.classifier import Classifier, augment, to_pixels
 from lfm.schedule import warmup_cosine
 from lfm.weights import save_model
-from pipeline import arrays, random
+from pipeline import arrays, random, scratch
+from pipeline.checkpoint import Checkpoints, State
 from pipeline.files import CLASSIFIER, IMAGES, IMAGES_FORMAT, PRETRAINED, publishing, write_csv, write_json
 from pipeline.params import ClassifierParams, Params
 from pipeline.report import Progress, say
@@ -28,16 +29,19 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train(
-    p: ClassifierParams, images: Tensor, labels: Tensor, classes: int, show: bool
+    p: ClassifierParams, images: Tensor, labels: Tensor, classes: int, show: bool, saved: Checkpoints
 ) -> tuple[Classifier, list[tuple[int, float]]]:
     """Fit the classifier on augmented images with smoothed labels. Returns it and its loss curve."""
     where = images.device
     torch.manual_seed(random.torch_seed(p.seed, "classifier"))
     model = Classifier(images.shape[1], classes).to(where)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, weight_decay=0.02)
-    curve = []
+    curve: list[tuple[int, float]] = []
+    state = State({"model": model}, optimizer, {"curve": curve})
+    start = saved.resume(state)
     with Progress(p.steps, "classifier", "step", show) as progress:
-        for step in range(p.steps):
+        progress.advance(start)
+        for step in range(start, p.steps):
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 10)
             rows = random.batch_rows(p.seed, step, p.batch_size, len(labels)).to(where)
@@ -49,7 +53,8 @@ def train(
             loss.backward()
             optimizer.step()
             if step % 50 == 0 or step == p.steps - 1:
-                curve.append((step, loss.item()))
+                curve.append((step, saved.sound(step, loss.item(), curve)))
+            saved.keep(state, step + 1, p.steps)
             progress.advance(loss=curve[-1][1])
     return model.eval(), curve
 
@@ -63,7 +68,10 @@ def main(p: Params) -> None:
         where = device()
         images, held_out = (torch.from_numpy(file.read(f"{s}/images")).to(where) for s in ("train", "validation"))
         labels, truth = (torch.from_numpy(file.read(f"{s}/labels")).long().to(where) for s in ("train", "validation"))
-        model, curve = train(p.classifier, images, labels, int(file.attribute("classes")), p.runtime.progress)
+        classes = int(file.attribute("classes"))
+        with scratch.opened() as kept:
+            saved = Checkpoints(kept, p.runtime.checkpoint_every)
+            model, curve = train(p.classifier, images, labels, classes, p.runtime.progress, saved)
         score = accuracy(model, held_out, truth)
         save_model(folder, model, model.config)
         write_csv(folder / "curves.csv", ("step", "loss"), curve)

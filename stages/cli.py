@@ -1,5 +1,6 @@
-"""How every stage starts and ends: parameters read and checked again at the end, errors told in one line."""
+"""How every stage starts and ends: parameters read, nothing moved underneath, one process at a time, errors in one line."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -8,31 +9,56 @@ from pathlib import Path
 from lfm.errors import ConfigError
 from pipeline.errors import UserError
 from pipeline.files import PARAMS
+from pipeline.fingerprint import Fingerprint, guarding
 from pipeline.params import Params, load_params
+from pipeline.process import alone, end_with_parent, ending_by_signal
 
 
 def run(main: Callable[[Params], None], *sections: str) -> None:
-    """Call a stage's main; `sections` are those of params.yaml that it uses.
+    """Call a stage's main; `sections` are those of params.yaml that it uses, none for what is no stage.
 
-    DVC reads params.yaml after a stage has ended and would record values edited meanwhile as the ones that were used: so
-    a stage whose sections moved under it fails. Exit code 2 for a user's mistake, 130 for Ctrl-C; `LFM_DEBUG=1` shows
-    tracebacks.
+    Exit code 2 for a user's mistake, 128 + signal where one ended it; `LFM_DEBUG=1` shows tracebacks.
     """
-    try:
-        root = Path(__file__).resolve().parent.parent
-        if root != Path.cwd().resolve():
-            raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
-        params = load_params(PARAMS)
-        main(params)
-        now = load_params(PARAMS)
-        moved = [name for name in sections if getattr(now, name) != getattr(params, name)]
-        if moved:
-            raise UserError(f"{PARAMS}: {moved[0]} was edited while this stage ran; run `dvc repro` again")
-    except (UserError, ConfigError, OSError) as error:
-        if os.environ.get("LFM_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with ending_by_signal():
+        try:
+            root = Path(__file__).resolve().parent.parent
+            if root != Path.cwd().resolve():
+                raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
+            end_with_parent()
+            params = load_params(PARAMS)
+            if sections:
+                _run(main, params, sections)
+            else:
+                main(params)
+        except Exception as error:
+            line = _told(error)
+            if line is None or os.environ.get("LFM_DEBUG") == "1":
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _run(main: Callable[[Params], None], params: Params, sections: tuple[str, ...]) -> None:
+    name = Path(main.__code__.co_filename).stem
+    with alone(Path(".dvc/tmp/lfm") / name / "lock"):
+        start = Fingerprint(name, sections, params)
+        with guarding(start):
+            main(params)
+        start.check()
+
+
+def _told(error: BaseException) -> str | None:
+    """An error in one line; None for one that is a defect of ours."""
+    if _no_space(error):
+        return "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"
+    if isinstance(error, UserError | ConfigError | OSError):
+        return " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
+    return None
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Also as told by HDF5 and safetensors, in words alone."""
+    if error is None:
+        return False
+    words = "No space left on device" in str(error) or "StorageFull" in str(error)
+    return words or getattr(error, "errno", None) == errno.ENOSPC or _no_space(error.__context__)

@@ -1,11 +1,13 @@
 """Every image through the encoder, once → data/latents.h5."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
-from pipeline import arrays
+from pipeline import arrays, scratch
 from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
 from pipeline.params import Params
 from pipeline.report import Progress
@@ -13,9 +15,22 @@ from pipeline.runtime import device, precision
 from stages.cli import run
 
 
+@torch.inference_mode()
+def moments(coder: ImageAutoencoder, images: np.ndarray, batch: int, name: str) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of the posteriors of some images, (B, c, h, w) each."""
+    full = np.resize(images, (batch, *images.shape[1:]))  # one shape for all: the last batch repeats itself
+    with precision(name, where := device()):
+        mean, std = coder.moments(torch.from_numpy(full).to(where))
+    return {"mean": mean[: len(images)].cpu().numpy(), "std": std[: len(images)].cpu().numpy()}
+
+
 def main(p: Params) -> None:
     where, batch = device(), p.encode.batch_size
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.writing(LATENTS) as latents, torch.inference_mode():
+    with (
+        arrays.reading(IMAGES, IMAGES_FORMAT) as images,
+        scratch.opened() as saved,
+        arrays.writing(LATENTS) as latents,
+    ):
         _, channels, *size = images.shape("train/images")
         coder = ImageAutoencoder(autoencoder.load(AUTOENCODER), channels, (size[0], size[1])).to(where)
         lengths = {split: images.shape(f"{split}/labels")[0] for split in SPLITS}
@@ -25,10 +40,9 @@ def main(p: Params) -> None:
                 latents.add(f"{split}/labels", images.read(f"{split}/labels"))
                 for start in range(0, n, batch):
                     part = images.read(f"{split}/images", start, min(start + batch, n))
-                    full = np.resize(part, (batch, *part.shape[1:]))  # one shape for all: the last batch repeats itself
-                    with precision(p.encode.precision, where):
-                        moments = coder.moments(torch.from_numpy(full).to(where))
-                    mean, std = (m[: len(part)].cpu().numpy() for m in moments)
+                    make = partial(moments, coder, part, batch, p.encode.precision)
+                    found = saved.part(f"{split}-{start}", make)
+                    mean, std = found["mean"], found["std"]
                     for name, rows in (("mean", mean), ("std", std)):
                         if start == 0:
                             latents.create(f"{split}/{name}", (n, *rows.shape[1:]), np.float32)

@@ -1,6 +1,7 @@
 """How likely test images are under the flow, in bits per latent dimension → reports/likelihood.json."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,39 +11,47 @@ from lfm.guidance import guided
 from lfm.latents import draw
 from lfm.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.solver import time_grid
-from pipeline import arrays, random
+from pipeline import arrays, random, scratch
 from pipeline.errors import UserError
 from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, LIKELIHOOD, write_json
 from pipeline.params import LikelihoodParams, Params
 from pipeline.report import Progress, say
 from pipeline.runtime import device
+from pipeline.scratch import NOWHERE, Scratch
 from stages.cli import run
 from stages.flow import Flow, load_flow
 
 
-def probes(p: LikelihoodParams, rows: list[int], shape: list[int]) -> Tensor:
+def probes(p: LikelihoodParams, rows: range, shape: list[int]) -> Tensor:
     """A Rademacher probe a row: ±1, each with probability ½, (B, *shape)."""
     return random.normal_rows(p.seed, "probe", rows, shape).sign()
 
 
-def log_likelihoods(flow: Flow, latents: arrays.ArrayFile, n: int, p: LikelihoodParams, show: bool) -> np.ndarray:
-    """Of the first n test images: log p(x1 | y) in nats (n,), x1 a draw from the posterior, normalised."""
+def of_rows(flow: Flow, latents: arrays.ArrayFile, rows: range, p: LikelihoodParams) -> dict[str, np.ndarray]:
+    """Of some test images: log p(x1 | y) in nats (len(rows),), x1 a draw from the posterior, normalised."""
     where = next(flow.transformer.parameters()).device
-    grid, found = time_grid(p.steps, end=flow.end), []
+    mean, std, y = (
+        torch.from_numpy(latents.read(f"test/{name}", rows.start, rows.stop)) for name in ("mean", "std", "labels")
+    )
+    noise = random.normal_rows(p.seed, "posterior", rows, flow.shape)
+    x1 = flow.scale.normalise(draw(mean, std, noise)).to(where)
+    velocity = guided(flow.velocity, y.long().to(where), 1.0, flow.transformer.null_label)
+    exact = p.divergence == "exact"
+    divergence = exact_divergence if exact else hutchinson_divergence(probes(p, rows, flow.shape).to(where))
+    grid = time_grid(p.steps, end=flow.end)
+    return {"nats": log_likelihood(velocity, x1, grid, p.solver, divergence).cpu().numpy()}
+
+
+def log_likelihoods(
+    flow: Flow, latents: arrays.ArrayFile, n: int, p: LikelihoodParams, show: bool, saved: Scratch = NOWHERE
+) -> np.ndarray:
+    """Of the first n test images, batch by batch: log p(x1 | y) in nats (n,)."""
+    found = []
     with Progress(n, "likelihood", "image", show) as progress:
         for start in range(0, n, p.batch_size):
-            stop = min(start + p.batch_size, n)
-            rows = list(range(start, stop))
-            mean, std, y = (
-                torch.from_numpy(latents.read(f"test/{name}", start, stop)) for name in ("mean", "std", "labels")
-            )
-            noise = random.normal_rows(p.seed, "posterior", rows, flow.shape)
-            x1 = flow.scale.normalise(draw(mean, std, noise)).to(where)
-            velocity = guided(flow.velocity, y.long().to(where), 1.0, flow.transformer.null_label)
-            exact = p.divergence == "exact"
-            divergence = exact_divergence if exact else hutchinson_divergence(probes(p, rows, flow.shape).to(where))
-            found.append(log_likelihood(velocity, x1, grid, p.solver, divergence).cpu().numpy())
-            progress.advance(stop - start)
+            rows = range(start, min(start + p.batch_size, n))
+            found.append(saved.part(f"images-{start}", partial(of_rows, flow, latents, rows, p))["nats"])
+            progress.advance(len(rows))
     return np.concatenate(found)
 
 
@@ -54,7 +63,8 @@ def main(p: Params) -> None:
         n = min(p.likelihood.images, available)
         if latents.shape("test/mean")[1:] != tuple(flow.shape):
             raise UserError(f"{LATENTS}: latents of another shape than {FLOW} was trained on; run `dvc repro`")
-        nats = log_likelihoods(flow, latents, n, p.likelihood, p.runtime.progress)
+        with scratch.opened() as saved:
+            nats = log_likelihoods(flow, latents, n, p.likelihood, p.runtime.progress, saved)
     bits = -nats / math.log(2) / math.prod(flow.shape)
     result = {
         "bits_per_dimension": round(float(bits.mean()), 5),

@@ -1,12 +1,15 @@
 """Noise integrated to latents and decoded, real images through the autoencoder, and through their noise → data/samples.h5."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from pipeline import arrays
+from pipeline import arrays, scratch
 from pipeline.files import AUTOENCODER, FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, SAMPLES, SAMPLES_FORMAT
 from pipeline.params import Params
 from pipeline.report import Progress
+from pipeline.scratch import Scratch
 from stages.cli import run
 from stages.generator import Generator, batches, load_generator
 from stages.uses import Uses
@@ -14,24 +17,43 @@ from stages.uses import Uses
 REAL = ("validation", "test")
 
 
-def generate(generator: Generator, labels: np.ndarray, out: arrays.ArrayWriter, progress: Progress) -> None:
-    """An image for each label."""
+def drawn(generator: Generator, rows: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch: its images, and how many rows went through the transformer for them."""
+    before = generator.passes
+    images = generator.decode(generator.integrate(rows, labels).x[-1])
+    return {"images": images, "passes": np.array(generator.passes - before)}
+
+
+def generate(
+    generator: Generator, labels: np.ndarray, out: arrays.ArrayWriter, saved: Scratch, progress: Progress
+) -> float:
+    """An image for each label. Returns how often each went through the transformer."""
     out.add("generated/labels", labels)
     out.create("generated/images", (len(labels), *generator.flow.image), np.uint8)
+    passes, padded = 0, 0
     for count, rows in batches(len(labels), generator.p.batch_size):
-        solution = generator.integrate(rows, labels[rows])
-        out.put("generated/images", rows[0], generator.decode(solution.x[-1])[:count])
+        found = saved.part(f"generated-{rows[0]}", partial(drawn, generator, rows, labels[rows]))
+        out.put("generated/images", rows[0], found["images"][:count])
+        passes, padded = passes + int(found["passes"]), padded + len(rows)
         progress.advance(count)
+    return passes / padded
 
 
-def reconstruct(generator: Generator, latents: arrays.ArrayFile, out: arrays.ArrayWriter, progress: Progress) -> None:
+def decoded(generator: Generator, mean: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch of latents as images."""
+    return {"images": generator.decode(generator.flow.scale.normalise(torch.from_numpy(mean)))}
+
+
+def reconstruct(
+    generator: Generator, latents: arrays.ArrayFile, out: arrays.ArrayWriter, saved: Scratch, progress: Progress
+) -> None:
     """Real images through the autoencoder: the mean of each posterior, decoded."""
     for split in REAL:
         mean = latents.read(f"{split}/mean")
         out.create(f"reconstructed/{split}", (len(mean), *generator.flow.image), np.uint8)
         for count, rows in batches(len(mean), generator.p.batch_size):
-            scaled = generator.flow.scale.normalise(torch.from_numpy(mean[rows]))
-            out.put(f"reconstructed/{split}", rows[0], generator.decode(scaled)[:count])
+            found = saved.part(f"{split}-{rows[0]}", partial(decoded, generator, mean[rows]))
+            out.put(f"reconstructed/{split}", rows[0], found["images"][:count])
             progress.advance(count)
 
 
@@ -75,16 +97,15 @@ def main(p: Params) -> None:
         generator = load_generator(FLOW, AUTOENCODER, p.sample)
         labels = latents.read("test/labels")
         total = len(labels) + sum(latents.shape(f"{split}/labels")[0] for split in REAL)
-        with arrays.writing(SAMPLES) as out:
+        with scratch.opened() as saved, arrays.writing(SAMPLES) as out:
             with Progress(total, "sample", "image", p.runtime.progress) as progress:
-                generate(generator, labels, out, progress)
-                passes = generator.passes / (-(-len(labels) // p.sample.batch_size) * p.sample.batch_size)
-                reconstruct(generator, latents, out, progress)
+                passes = generate(generator, labels, out, saved, progress)
+                reconstruct(generator, latents, out, saved, progress)
             on_the_way(generator, labels, out)
             error = through_noise(generator, latents, out)
             out.add("progress/steps", snapshots.read("steps"))
-            decoded = (generator.decode(torch.from_numpy(x)) for x in snapshots.read("latents"))
-            out.add("progress/images", np.stack(list(decoded)))
+            states = (generator.decode(torch.from_numpy(x)) for x in snapshots.read("latents"))
+            out.add("progress/images", np.stack(list(states)))
             out.attributes(
                 format=SAMPLES_FORMAT,
                 nfe=passes,

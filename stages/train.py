@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from lfm.solver import integrate, time_grid
 from lfm.times import sample_times, stratified
 from lfm.transformer import Transformer
 from lfm.weights import save_model
-from pipeline import arrays, random
+from pipeline import arrays, random, scratch
+from pipeline.checkpoint import Checkpoints, State
 from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publishing, write_csv, write_json
 from pipeline.params import FlowParams, Params, TrainParams
 from pipeline.report import Progress, say
@@ -89,10 +90,12 @@ def snapshot_steps(p: TrainParams) -> set[int]:
     return {round(fraction * p.steps) for fraction in p.snapshots}
 
 
-def batches(f: FlowParams, p: TrainParams, end: float, null: int, data: Latents) -> Iterator[tuple[Tensor, ...]]:
-    """Noise x0, data x1, times t and labels y of each step: all that is random in it."""
+def batches(
+    f: FlowParams, p: TrainParams, end: float, null: int, data: Latents, start: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
+    """Noise x0, data x1, times t and labels y of each step from `start` on: all that is random in it."""
     n, where, shape = p.batch_size, data.mean.device, data.mean.shape[1:]
-    for step in range(p.steps):
+    for step in range(start, p.steps):
         batch = data.rows(random.batch_rows(p.seed, step, n, len(data.labels)).to(where))
         x1 = draw(batch.mean, batch.std, random.normal(p.seed, "posterior", step, (n, *shape)).to(where))
         noise = random.normal(p.seed, "x0", step, (n, *shape)).to(where)
@@ -104,7 +107,15 @@ def batches(f: FlowParams, p: TrainParams, end: float, null: int, data: Latents)
         yield x0, x1, t.to(where), y
 
 
-def train(model: Transformer, f: FlowParams, p: TrainParams, data: Latents, held_out: Latents, show: bool) -> Result:
+def train(
+    model: Transformer,
+    f: FlowParams,
+    p: TrainParams,
+    data: Latents,
+    held_out: Latents,
+    show: bool,
+    saved: Checkpoints,
+) -> Result:
     """Conditional flow matching (Lipman et al. 2023): the training loop as one linear story."""
     where, shape = data.mean.device, data.mean.shape[1:]
     path = make_path(f.path, f.sigma_min)
@@ -118,12 +129,18 @@ def train(model: Transformer, f: FlowParams, p: TrainParams, data: Latents, held
     )
     validation = Validation(average, path, end, p, held_out)
     due = snapshot_steps(p)
-    snapshots = [(0, snapshot(ema.average, average, end, shape, p))] if 0 in due else []
     losses: list[tuple[int, float]] = []
     validated: list[tuple[int, float]] = []
+    snapshots: list[tuple[int, Tensor]] = []
+    records: dict[str, list[Any]] = {"losses": losses, "validation": validated, "snapshots": snapshots}
+    state = State({"model": model, "average": ema.average}, optimizer, records)
+    start = saved.resume(state)
+    if start == 0 and 0 in due:
+        snapshots.append((0, snapshot(ema.average, average, end, shape, p)))
 
     with Progress(p.steps, "train", "step", show) as progress:
-        for step, (x0, x1, t, y) in enumerate(batches(f, p, end, model.null_label, data)):
+        progress.advance(start)
+        for step, (x0, x1, t, y) in enumerate(batches(f, p, end, model.null_label, data, start), start):
             with precision(p.precision, where):
                 loss = loss_of(x0, x1, t, y)
             loss.backward()
@@ -137,11 +154,12 @@ def train(model: Transformer, f: FlowParams, p: TrainParams, data: Latents, held
 
             done = step + 1
             if done % 50 == 0 or done == p.steps:
-                losses.append((done, loss.item()))
+                losses.append((done, saved.sound(done, loss.item(), losses)))
             if done % p.validate_every == 0 or done == p.steps:
                 validated.append((done, validation.loss()))
             if done in due:
                 snapshots.append((done, snapshot(ema.average, average, end, shape, p)))
+            saved.keep(state, done, p.steps)
             progress.advance(loss=losses[-1][1] if losses else math.nan)
     return Result(ema.average, losses, validated, snapshots)
 
@@ -167,7 +185,9 @@ def main(p: Params) -> None:
         f"train: {sum(w.numel() for w in model.parameters()):,} weights on {len(data.labels):,} latents of {channels}×{size}×{size}"
     )
 
-    result = train(model, p.flow, p.train, data, held_out, p.runtime.progress)
+    with scratch.opened() as folder:
+        saved = Checkpoints(folder, p.runtime.checkpoint_every)
+        result = train(model, p.flow, p.train, data, held_out, p.runtime.progress, saved)
 
     with publishing(FLOW) as folder:
         save_model(folder, result.model, model.config)

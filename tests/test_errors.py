@@ -94,7 +94,7 @@ def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: Any, messag
          "encode, model, flow, train, sample, likelihood, evaluate, runtime"),
         (PARAMS.replace("  sigma_min: 1e-3", "  sigma: 1e-3"), "params.yaml: flow.sigma_min is missing; add it "
          "(`git diff params.yaml` shows what was removed)"),
-        (PARAMS + "  colour: 1\n", "params.yaml: runtime.colour is not a known key; known here: progress"),
+        (PARAMS + "  colour: 1\n", "params.yaml: runtime.colour is not a known key; known here: progress, checkpoint_every"),
         (PARAMS + "  progress: false\n", "params.yaml: not readable as YAML (key 'progress' stands twice"),
         ("data: [", "params.yaml: not readable as YAML (while parsing a flow"),
     ],

@@ -27,6 +27,7 @@ GRAPH = grimp.build_graph("lfm", "pipeline", "stages", cache_dir=None)
 EXEMPT = {
     "lfm.errors": "an exception class",
     "pipeline.errors": "an exception class",
+    "pipeline.process": "signals, lock files and the parent's death: how a process ends",
     "pipeline.params": "only validates and never transforms: the values are tracked by `params:`",
     "pipeline.report": "log lines and progress bars",
     "stages.cli": "starts a stage and prints its errors",

@@ -1,0 +1,103 @@
+"""Unfinished work that survives the process: files of tensors in a folder that is no out and belongs to one fingerprint.
+
+`.dvc/tmp/lfm/STAGE/KEY/`, in the project where DVC was started, also for its temporary workspaces. A file's name holds
+the sha256 of its content, so that a truncated or altered one is told from a whole one, named and left out. Tensors alone,
+as safetensors: nothing that is read here can run code.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline import fingerprint
+from pipeline.process import alone, try_lock
+from pipeline.report import say
+
+KEPT_KEYS = 3
+LOCK = "lock"
+
+
+def home() -> Path:
+    """Where the scratch folders of all stages lie."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".dvc/tmp/lfm"
+
+
+class Scratch:
+    """One stage's folder; None: nothing is kept."""
+
+    def __init__(self, folder: Path | None = None, stage: str = "stage") -> None:
+        self.folder, self.stage = folder, stage
+
+    def write(self, name: str, tensors: dict[str, Tensor], lasting: bool = True) -> None:
+        """Keep tensors under a name without dots. `lasting`: also when the power fails, for a few milliseconds."""
+        if self.folder is None:
+            return
+        content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+        part = self.folder / "writing.part"
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        part.replace(self.folder / f"{name}.{hashlib.sha256(content).hexdigest()}.safetensors")
+
+    def find(self, pattern: str) -> list[Path]:
+        """Files whose name matches, in the order of their names."""
+        return sorted(self.folder.glob(f"{pattern}.*.safetensors")) if self.folder else []
+
+    def read(self, path: Path) -> dict[str, Tensor] | None:
+        """What `write` kept; None where it is damaged, which is told, and the file removed."""
+        content = path.read_bytes()
+        if path.name.split(".")[1] == hashlib.sha256(content).hexdigest():
+            return {k: v.clone() for k, v in load(content).items()}  # the loaded ones share one block
+        say(f"{self.stage}: {path} is damaged (its sha256 is another one than its name says) and left out")
+        path.unlink()
+        return None
+
+    def part(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What `make` gives, or what it gave under this name before the process was ended."""
+        for path in self.find(name):
+            if (found := self.read(path)) is not None:
+                return {k: v.numpy() for k, v in found.items()}
+        made = {k: np.asarray(v, order="C") for k, v in make().items()}  # sums depend on the order in memory
+        self.write(name, {k: torch.from_numpy(v) for k, v in made.items()}, lasting=False)
+        return made
+
+
+NOWHERE = Scratch()
+
+
+@contextmanager
+def opened() -> Iterator[Scratch]:
+    """The folder of the stage that runs in this process, for this process alone; those of older fingerprints go.
+
+    Raises `UserError` where another process works there.
+    """
+    running = fingerprint.current()
+    if running is None:
+        yield NOWHERE
+        return
+    folder = home() / running.name / running.key()
+    with alone(folder / LOCK):
+        (folder / "writing.part").unlink(missing_ok=True)
+        os.utime(folder)
+        _clean(folder.parent)
+        yield Scratch(folder, running.name)
+
+
+def _clean(stage: Path) -> None:
+    """Remove all folders but the newest few and those at work."""
+    folders = sorted((f for f in stage.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime_ns, reverse=True)
+    for folder in folders[KEPT_KEYS:]:
+        held = try_lock(folder / LOCK)
+        if held is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
