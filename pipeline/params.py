@@ -119,7 +119,16 @@ class SampleParams(_Section):
 
 
 class EvaluateParams(_Section):
+    seed: Seed
     batch_size: Count
+    bootstrap: Annotated[int, Field(ge=2, le=10_000)]
+    kid_blocks: Annotated[int, Field(ge=2, le=1000)]
+    neighbours: Annotated[int, Field(ge=1, le=100)]
+    pixel_components: Annotated[int, Field(ge=1, le=784)]
+    nearest_quantile: Annotated[float, Field(gt=0, lt=1)]
+
+
+class ReportParams(_Section):
     zoom: Annotated[int, Field(ge=1, le=16)]
 
 
@@ -139,6 +148,7 @@ class Params(_Section):
     train: TrainParams
     sample: SampleParams
     evaluate: EvaluateParams
+    report: ReportParams
     runtime: RuntimeParams
 
 
