@@ -101,3 +101,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
+
+
+def read_csv(path: Path, *columns: str) -> dict[str, list[str]]:
+    """The columns of a table. Raises `UserError` where it is missing or lacks one of those named."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows, found = list(reader), reader.fieldnames or ()
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise UserError(f"{path}: has no column '{missing[0]}'; delete it and run `dvc repro`")
+    return {name: [row[name] for row in rows] for name in found}

@@ -153,7 +153,16 @@ class LikelihoodParams(_Section):
 
 
 class EvaluateParams(_Section):
+    seed: Seed
     batch_size: Count
+    bootstrap: Annotated[int, Field(ge=2, le=10_000)]
+    kid_blocks: Annotated[int, Field(ge=2, le=1000)]
+    neighbours: Annotated[int, Field(ge=1, le=100)]
+    pixel_components: Annotated[int, Field(ge=1, le=784)]
+    nearest_quantile: Annotated[float, Field(gt=0, lt=1)]
+
+
+class ReportParams(_Section):
     zoom: Annotated[int, Field(ge=1, le=16)]
 
 
@@ -175,6 +184,7 @@ class Params(_Section):
     sample: SampleParams
     likelihood: LikelihoodParams
     evaluate: EvaluateParams
+    report: ReportParams
     runtime: RuntimeParams
 
     @model_validator(mode="after")

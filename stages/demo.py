@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.files import METRICS, PRETRAINED, REPORTS
 from pipeline.params import Params
-from pipeline.pictures import sheet
+from pipeline.pictures import Picture, sheet
 from pipeline.report import say
 from pipeline.workspace import make_workspace
 from stages.cli import run
@@ -27,7 +27,8 @@ def draw(p: Params) -> Path:
     rows = np.arange(CLASSES * COLUMNS)
     images = generator.decode(generator.integrate(rows, rows // COLUMNS).x[-1])
     path = DEMO / "mnist_from_noise.png"
-    sheet(path, images.reshape(CLASSES, COLUMNS, *images.shape[1:]), p.evaluate.zoom, [str(c) for c in range(CLASSES)])
+    grid = images.reshape(CLASSES, COLUMNS, *images.shape[1:])
+    sheet(path, Picture("mnist", "Digits from noise", grid, [str(c) for c in range(CLASSES)]), p.report.zoom)
     return path
 
 

@@ -1,14 +1,13 @@
-"""Figures and pictures of what was generated → reports/."""
-
-from typing import NamedTuple
+"""Figures of what was generated → reports/metrics.json and tables."""
 
 import numpy as np
 import torch
-from torch import Tensor
+from sklearn.decomposition import PCA
 
-from lfm.classifier import Classifier, to_pixels
-from lfm.metrics import frechet_distance
+from lfm.classifier import Classifier
+from lfm.neighbours import memorised, nearest
 from lfm.psnr import psnr
+from lfm.verdict import verdict
 from lfm.weights import load_model
 from pipeline import arrays
 from pipeline.files import (
@@ -16,6 +15,7 @@ from pipeline.files import (
     FLOW,
     IMAGES,
     IMAGES_FORMAT,
+    LIKELIHOOD,
     METRICS,
     REPORTS,
     SAMPLES,
@@ -25,82 +25,76 @@ from pipeline.files import (
     write_json,
 )  # fmt: skip
 from pipeline.params import Params
-from pipeline.pictures import sheet
 from pipeline.report import Progress, say
 from pipeline.runtime import device
 from stages.cli import run
+from stages.protocol import PARTS, Findings, View, flat, judge, view
 
-GRID = 10
-
-
-class Measured(NamedTuple):
-    """One set of images as the classifier sees it."""
-
-    features: Tensor  # (N, 128)
-    correct: np.ndarray  # (N,) bool: was the label recognised?
-    labels: np.ndarray  # (N,)
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
+SHOWN = ("test", "reconstructed", "generated")
+PERCENTILES = range(101)
 
 
-@torch.inference_mode()
-def measure(classifier: Classifier, images: np.ndarray, labels: np.ndarray, batch: int, progress: Progress) -> Measured:
-    """Features and verdicts, in float32."""
-    where = next(classifier.parameters()).device
-    parts = []
-    for part in torch.from_numpy(images).split(batch):
-        parts.append(classifier.features(to_pixels(part.to(where))).cpu())
-        progress.advance(len(part))
-    features = torch.cat(parts)
-    guesses = classifier.head(features.to(where)).argmax(1).cpu().numpy()
-    return Measured(features, guesses == labels, labels)
-
-
-def figures(sets: dict[str, Measured]) -> tuple[dict[str, float], list[tuple[object, ...]]]:
-    """The four rows (what is compared with what, its Fréchet distance, in units of the floor) and the accuracies."""
-    pairs = {
-        "fd_validation": ("validation", "test"),  # the floor: two sets of real images
-        "fd_reconstructed": ("reconstructed", "test"),  # what the autoencoder allows
-        "fd_generated": ("generated", "test"),
-        "fd_generated_reconstructed": ("generated", "reconstructed"),  # what the flow itself costs
+def figures(found: Findings, sets: dict[str, View], copied: dict[str, float]) -> dict[str, float]:
+    """The few figures that two experiments are compared by, scaled to be read with five digits."""
+    rows = found.table
+    generated, floor = rows["generated"], rows["validation"]
+    flat_metrics = {f"fd_{name}": round(row.fd, 5) for name, row in rows.items()}
+    flat_metrics["fd_generated_sd"] = round(generated.fd_sd, 5)
+    flat_metrics["fd_generated_unbiased"] = round(generated.fd_unbiased, 5)
+    flat_metrics |= {f"fd_{n}_vs_floor": round(rows[n].fd / floor.fd, 3) for n in ("reconstructed", "generated")}
+    flat_metrics |= {f"fd_pixels_{n}": round(rows[n].fd_pixels, 4) for n in ("validation", "generated")}
+    flat_metrics |= {f"kid_{n}_x1000": round(1000 * rows[n].kid, 3) for n in ("validation", "generated")}
+    flat_metrics |= {name: round(100 * value, 2) for name, value in generated.manifolds._asdict().items()}
+    flat_metrics |= {
+        f"two_sample_{n}": round(rows[n].two_sample, 2) for n in ("validation", "reconstructed", "generated")
     }
-    distances = {name: frechet_distance(sets[a].features, sets[b].features) for name, (a, b) in pairs.items()}
-    floor = distances["fd_validation"]
-    rows: list[tuple[object, ...]] = [
-        (f"{a} against {b}", distances[n], distances[n] / floor) for n, (a, b) in pairs.items()
+    flat_metrics |= {f"accuracy_{n}": round(sets[n].accuracy, 2) for n in SHOWN}
+    flat_metrics["class_imbalance"] = round(found.imbalance, 2)
+    flat_metrics["memorised"] = round(copied["generated"], 2)
+    flat_metrics["indistinguishable_conditions_met"] = sum(c.holds for c in found.conditions)
+    return flat_metrics
+
+
+def tables(found: Findings, sets: dict[str, View], near: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The details, for plots and for the page."""
+    rows = [(n, *(v for v in r if not isinstance(v, tuple)), *r.manifolds) for n, r in found.table.items()]
+    first = found.table["generated"]
+    columns = [name for name, value in first._asdict().items() if not isinstance(value, tuple)]
+    write_csv(REPORTS / "comparisons.csv", ("images", *columns, *first.manifolds._fields), rows)
+
+    total = len(sets["generated"].labels)
+    sizes = [(total // parts, *(found.by_size[n][i] for n in found.by_size)) for i, parts in enumerate(PARTS)]
+    write_csv(REPORTS / "frechet_by_size.csv", ("images", *found.by_size), sizes)
+
+    judged = [
+        (kind, *c, int(c.holds))
+        for kind, group in (("condition", found.conditions), ("alarm", found.alarms))
+        for c in group
     ]
-    metrics = {name: round(d, 5) for name, d in distances.items()}
-    metrics |= {f"{n}_vs_floor": round(distances[n] / floor, 3) for n in ("fd_reconstructed", "fd_generated")}
-    metrics |= {f"accuracy_{n}": round(100 * sets[n].accuracy, 2) for n in ("test", "reconstructed", "generated")}
-    return metrics, rows
+    write_csv(REPORTS / "conditions.csv", ("kind", "name", "what", "figure", "limit", "holds"), judged)
 
+    classes = np.unique(sets["test"].labels)
+    by_class = [
+        (int(c), *(100 * float((s.recognised == c)[s.labels == c].mean()) for s in (sets[n] for n in SHOWN)),
+         *(100 * float((sets[n].recognised == c).mean()) for n in SHOWN))
+        for c in classes
+    ]  # fmt: skip
+    write_csv(REPORTS / "accuracy.csv", ("label", *SHOWN, *(f"share_{n}" for n in SHOWN)), by_class)
 
-def draw(p: Params, samples: arrays.ArrayFile, images: np.ndarray, decoded: np.ndarray) -> None:
-    """The pictures. `images` and `decoded` are the test images before and after the autoencoder."""
-    zoom = p.evaluate.zoom
-    labels = samples.read("generated/labels")
-    classes = np.unique(labels)
-    places = [np.flatnonzero(labels == label)[:GRID] for label in classes]
-    columns = min(len(place) for place in places)
-    generated = samples.read("generated/images")
-    grid = np.stack([generated[place[:columns]] for place in places])
-    sheet(REPORTS / "samples.png", grid, zoom, rows=[str(label) for label in classes])
-
-    trajectories = samples.read("trajectories/images").swapaxes(0, 1)  # (classes, times, C, H, W)
-    times = [f"t = {t:g}" for t in samples.read("trajectories/times")]
-    sheet(REPORTS / "trajectories.png", trajectories, zoom, columns=times)
-
-    pairs = [a[i : i + GRID] for i in range(0, 4 * GRID, GRID) for a in (images, decoded)]
-    sheet(REPORTS / "reconstructions.png", np.stack(pairs), zoom, rows=["original", "decoded"] * 4)
-
-    steps = [f"step {step:,}" for step in samples.read("progress/steps")]
-    sheet(REPORTS / "progress.png", samples.read("progress/images"), zoom, rows=steps)
+    for name in ("generated", "test"):
+        s, (place, distance) = sets[name], near[name]
+        each = zip(
+            range(len(place)), s.labels, s.recognised, s.log_odds.tolist(), place, distance.tolist(), strict=True
+        )
+        header = ("image", "label", "recognised", "log_odds", "nearest_training", "distance")
+        write_csv(REPORTS / f"{name}.csv", header, each)
+    quantiles = np.stack([np.percentile(near[n][1], PERCENTILES) for n in near], 1)
+    write_csv(REPORTS / "nearest.csv", ("percent", *near), [(i, *q.tolist()) for i, q in enumerate(quantiles)])
 
 
 def main(p: Params) -> None:
     classifier = load_model(CLASSIFIER, Classifier).to(device())
+    e = p.evaluate
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
         real, labels = ({s: images.read(f"{s}/{a}") for s in ("validation", "test")} for a in ("images", "labels"))
         decoded = {split: samples.read(f"reconstructed/{split}") for split in real}
@@ -110,26 +104,31 @@ def main(p: Params) -> None:
             "reconstructed": (decoded["validation"], labels["validation"]),
             "generated": (samples.read("generated/images"), samples.read("generated/labels")),
         }
-        total = sum(len(y) for _, y in pictures.values())
-        with Progress(total, "evaluate", "image", p.runtime.progress) as progress:
-            sets = {n: measure(classifier, x, y, p.evaluate.batch_size, progress) for n, (x, y) in pictures.items()}
-        draw(p, samples, real["test"], decoded["test"])
-        nfe = int(samples.attribute("nfe"))
+        training = flat(images.read("train/images"))
+        nfe, labelled = float(samples.attribute("nfe")), bool(samples.attribute("labelled"))
+    components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
+    training = components.transform(training)
+    with Progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image", p.runtime.progress) as progress:
+        sets = {n: view(classifier, components, *xy, e.batch_size, progress) for n, xy in pictures.items()}
+    if not labelled:  # nothing was asked for, so nothing can be missed
+        sets["generated"] = sets["generated"]._replace(labels=sets["generated"].recognised)
+    near = {name: nearest(s.pixels, training) for name, s in sets.items()}
+    copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
 
-    metrics, rows = figures(sets)
-    metrics["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
-    metrics["validation_loss"] = round(read_json(FLOW / "record.json", "validation_loss")["validation_loss"], 5)
-    metrics["nfe"] = nfe
-    write_json(METRICS, metrics)
-    write_csv(REPORTS / "frechet.csv", ("images", "frechet_distance", "times_floor"), rows)
-    names = ("test", "reconstructed", "generated")
-    per_class = [
-        (int(c), *(100 * float(sets[n].correct[sets[n].labels == c].mean()) for n in names))
-        for c in np.unique(labels["test"])
-    ]
-    write_csv(REPORTS / "accuracy.csv", ("label", *names), per_class)
-    for name, value in metrics.items():
+    found = judge(sets, copied, e)
+    result = figures(found, sets, copied)
+    if not labelled:
+        del result["accuracy_generated"]
+        found = found._replace(conditions=[c for c in found.conditions if c.name != "accuracy"])
+    result["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
+    result["validation_loss"] = round(read_json(FLOW / "record.json", "validation_loss")["validation_loss"], 5)
+    result["bits_per_dim"] = round(read_json(LIKELIHOOD, "bits_per_dim")["bits_per_dim"], 4)
+    result["nfe"] = round(nfe, 1)
+    write_json(METRICS, result)
+    tables(found, sets, near)
+    for name, value in result.items():
         say(f"{name:>32} {value}")
+    say(verdict(found.conditions, found.alarms))
 
 
 if __name__ == "__main__":

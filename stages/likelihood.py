@@ -67,13 +67,13 @@ def main(p: Params) -> None:
             nats = log_likelihoods(flow, latents, n, p.likelihood, p.runtime.progress, saved)
     bits = -nats / math.log(2) / math.prod(flow.shape)
     result = {
-        "bits_per_dimension": round(float(bits.mean()), 5),
+        "bits_per_dim": round(float(bits.mean()), 5),
         "standard_error": round(float(bits.std(ddof=1) / math.sqrt(n)), 5) if n > 1 else 0.0,
         "images": n,
         "divergence": p.likelihood.divergence,
     }
     write_json(LIKELIHOOD, result)
-    say(f"likelihood: {result['bits_per_dimension']:.4f} ± {result['standard_error']:.4f} bits per latent dimension")
+    say(f"likelihood: {result['bits_per_dim']:.4f} ± {result['standard_error']:.4f} bits per latent dimension")
 
 
 if __name__ == "__main__":

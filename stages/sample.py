@@ -83,9 +83,9 @@ def through_noise(generator: Generator, latents: arrays.ArrayFile, out: arrays.A
     out.add("inversion/decoded", generator.decode(x1))
     out.add("inversion/returned", back)
     out.add("interpolations/images", uses.interpolations(x1, others))
-    if generator.flow.transformer.label is not None:
-        out.add("transfer/targets", np.unique(labels))
-        out.add("transfer/images", uses.transfers(x1, labels[first], np.unique(labels)))
+    targets = np.unique(labels) if generator.flow.transformer.label is not None else labels[:1]
+    out.add("transfer/targets", targets)
+    out.add("transfer/images", uses.transfers(x1, labels[first], targets))
     return error
 
 

@@ -72,7 +72,9 @@ def test_floats_are_those_of_yaml_1_2(number: str) -> None:
         ("sample.guidance_interval", [0.5, 0.1], "sample.guidance_interval [0.5, 0.1] must rise; swap its ends"),
         ("sample.guidance_interval", [0.5], "sample.guidance_interval is [0.5]; it must have at least 2 items, not 1"),
         ("flow.sigma_min", 1, "flow.sigma_min is 1; it must be less than 1"),
-        ("evaluate.zoom", 100, "evaluate.zoom is 100; it must be at most 16"),
+        ("report.zoom", 100, "report.zoom is 100; it must be at most 16"),
+        ("evaluate.bootstrap", 1, "evaluate.bootstrap is 1; it must be at least 2"),
+        ("evaluate.nearest_quantile", 1.0, "evaluate.nearest_quantile is 1.0; it must be less than 1"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: Any, message: str) -> None:
@@ -89,9 +91,9 @@ def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: Any, messag
     ("text", "message"),
     [
         ("", "params.yaml: must hold sections (data, autoencoder, classifier, encode, model, flow, train, sample, "
-             "likelihood, evaluate, runtime), but is None"),
+             "likelihood, evaluate, report, runtime), but is None"),
         (PARAMS + "extra:\n  a: 1\n", "params.yaml: extra is not a known key; known here: data, autoencoder, classifier, "
-         "encode, model, flow, train, sample, likelihood, evaluate, runtime"),
+         "encode, model, flow, train, sample, likelihood, evaluate, report, runtime"),
         (PARAMS.replace("  sigma_min: 1e-3", "  sigma: 1e-3"), "params.yaml: flow.sigma_min is missing; add it "
          "(`git diff params.yaml` shows what was removed)"),
         (PARAMS + "  colour: 1\n", "params.yaml: runtime.colour is not a known key; known here: progress, checkpoint_every"),
@@ -390,14 +392,14 @@ def test_bundled_weights_serve_only_the_data_they_were_fitted_on(tiny: Path) -> 
 def test_a_users_mistake_is_one_line_and_exit_code_2(tiny: Path) -> None:
     params = tiny / "params.yaml"
     before = params.read_text()
-    params.write_text(before.replace("zoom: 2", "zoom: 0"))
+    params.write_text(before.replace("neighbours: 5", "neighbours: 0"))
     try:
         result = command("python", "-m", "stages.evaluate", cwd=tiny)
         traced = command("python", "-m", "stages.evaluate", cwd=tiny, LFM_DEBUG="1")
     finally:
         params.write_text(before)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: params.yaml: evaluate.zoom is 0; it must be at least 1\n"
+    assert result.stderr == "error: params.yaml: evaluate.neighbours is 0; it must be at least 1\n"
     assert "Traceback" in traced.stderr
 
 
@@ -405,7 +407,7 @@ def test_parameters_edited_during_a_run_are_not_recorded(tiny: Path) -> None:
     params, stage = tiny / "params.yaml", tiny / "stages/evaluate.py"
     before, code = params.read_text(), stage.read_text()
     edit = "\n    PARAMS = __import__('pathlib').Path('params.yaml')\n"
-    edit += "    PARAMS.write_text(PARAMS.read_text().replace('zoom: 2', 'zoom: 3'))\n"
+    edit += "    PARAMS.write_text(PARAMS.read_text().replace('neighbours: 5', 'neighbours: 4'))\n"
     try:
         stage.write_text(code.replace("def main(p: Params) -> None:\n", "def main(p: Params) -> None:" + edit))
         result = command("python", "-m", "stages.evaluate", cwd=tiny)

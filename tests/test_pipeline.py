@@ -45,8 +45,11 @@ TRACKED_BY = {
     "sample": {"sample"},
     "likelihood": {"likelihood"},
     "evaluate": {"evaluate"},
-    "runtime": set[str](),
+    "report": set[str](),
 }
+TRACKED_BY = {section: stages | {"report"} for section, stages in TRACKED_BY.items()} | {
+    "runtime": set()
+}  # it shows all
 LEAVES = [(section, leaf) for section, leaves in PARAMS.items() for leaf in leaves]
 
 
@@ -119,12 +122,13 @@ def test_nothing_changed_runs_nothing(tiny: Path) -> None:
     ("section", "leaf", "value", "expected"),
     [
         ("data", "seed", 1, set(STAGES)),
-        ("classifier", "seed", 1, {"classifier", "evaluate"}),
-        ("flow", "sigma_min", 0.1, {"train", "sample", "likelihood", "evaluate"}),
-        ("evaluate", "zoom", 1, {"evaluate"}),
+        ("classifier", "seed", 1, {"classifier", "evaluate", "report"}),
+        ("flow", "sigma_min", 0.1, {"train", "sample", "likelihood", "evaluate", "report"}),
+        ("evaluate", "neighbours", 3, {"evaluate", "report"}),
+        ("report", "zoom", 1, {"report"}),
         ("runtime", "progress", False, set()),
     ],
-    ids=["data", "classifier", "flow", "evaluate", "runtime"],
+    ids=["data", "classifier", "flow", "evaluate", "report", "runtime"],
 )
 def test_a_change_runs_what_it_touches_and_going_back_runs_nothing(
     tiny: Path, section: str, leaf: str, value: Any, expected: set[str]
@@ -145,8 +149,8 @@ def test_stages_check_the_sections_that_dvc_tracks() -> None:
 
 def test_a_change_that_gives_the_same_bytes_stops_there(tiny: Path) -> None:
     with changed(tiny, "autoencoder", "revision", "unused by source: train"):
-        # The record changes and no weight does: encode and sample run, make what they made before, and that is all.
-        assert sorted(ran(repro(tiny))) == ["autoencoder", "encode", "sample"]
+        # The record changes and no weight does: encode and sample run, make what they made before; the page shows it.
+        assert sorted(ran(repro(tiny))) == ["autoencoder", "encode", "report", "sample"]
     assert ran(repro(tiny)) == []
 
 

@@ -12,6 +12,7 @@ from lfm.path import as_velocity, last_time, make_path
 from lfm.solver import integrate, time_grid
 from lfm.transformer import Transformer
 from pipeline import random
+from pipeline.checkpoint import Checkpoints
 from pipeline.params import Loader, Params, validate_params
 from pipeline.workspace import apply
 from stages.train import Latents, Result, train
@@ -43,7 +44,7 @@ def points() -> tuple[Latents, Tensor]:
 def fit(p: Params, data: Latents) -> Result:
     torch.manual_seed(0)
     model = Transformer(4, 4, **p.model.model_dump(exclude={"labels"}), classes=CLASSES)
-    return train(model, p.flow, p.train, data, data, show=False)
+    return train(model, p.flow, p.train, data, data, show=False, saved=Checkpoints())
 
 
 def sampled(p: Params, model: Transformer, labels: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""Pictures, and one page that shows everything → reports/*.png and reports/report.html."""
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from lfm.verdict import SDS, Condition, verdict
+from pipeline import arrays
+from pipeline.charts import Line, chart
+from pipeline.files import (
+    CLASSIFIER,
+    FLOW,
+    IMAGES,
+    IMAGES_FORMAT,
+    METRICS,
+    REPORTS,
+    SAMPLES,
+    SAMPLES_FORMAT,
+    read_csv,
+    read_json,
+    replacing,
+)  # fmt: skip
+from pipeline.page import cards, figure, heat_table, page, table, tiles, titled
+from pipeline.params import Params
+from pipeline.pictures import Picture, sheet
+from stages.cli import run
+from stages.gallery import GALLERY, Sources
+
+PACKAGES = ("torch", "diffusers", "torchdiffeq", "numpy", "scipy", "scikit-learn")
+NAMES = {
+    "validation": "validation (the floor)",
+    "reconstructed": "reconstructed",
+    "generated": "generated",
+    "generated_reconstructed": "generated vs reconstructed",
+}
+
+
+def columns(path: Path) -> dict[str, np.ndarray]:
+    """A table of numbers."""
+    return {name: np.array(values, float) for name, values in read_csv(path).items()}
+
+
+def judged() -> tuple[list[Condition], list[Condition]]:
+    """The conditions and the alarms that `evaluate` wrote."""
+    rows = read_csv(REPORTS / "conditions.csv", "kind", "name", "what", "figure", "limit")
+    every = zip(*(rows[n] for n in ("kind", "name", "what", "figure", "limit")), strict=True)
+    found = [(kind, Condition(name, what, float(figure), float(limit))) for kind, name, what, figure, limit in every]
+    return [c for kind, c in found if kind == "condition"], [c for kind, c in found if kind == "alarm"]
+
+
+def overview(metrics: dict[str, Any], line: str, dataset: str, total: int) -> Iterator[str]:
+    yield f'<p class="soft">lfm · latent flow matching · {escape(dataset)}</p><h1>{total:,} digits out of noise</h1>'
+    yield f'<p class="verdict">{line[0].upper() + line[1:]}.</p>'
+    shown = [
+        ("Fréchet distance, ± 2 sd", f"{metrics['fd_generated']:.4f} ± {SDS * metrics['fd_generated_sd']:.4f}"),
+        ("times the floor of real images", f"{metrics['fd_generated_vs_floor']:.2f}"),
+        (
+            "labels recognised",
+            f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels",
+        ),
+        ("of real test images", f"{metrics['accuracy_test']:.2f} %"),
+        ("reconstruction PSNR", f"{metrics['psnr']:.2f} dB"),
+        ("function evaluations an image", f"{metrics['nfe']:g}"),
+        ("bits per latent dimension", f"{metrics['bits_per_dim']:.3f}"),
+    ]
+    yield tiles(shown)
+
+
+def conditions(met: Sequence[Condition], others: Sequence[Condition]) -> str:
+    def rows(group: Sequence[Condition]) -> list[tuple[str, ...]]:
+        return [(f"{c.name}\n{c.what}", f"{'✓' if c.holds else '✗'} {c.figure:.3g}", f"{c.limit:.3g}") for c in group]
+
+    header = ("", "found", "at most")
+    return cards(
+        titled("Indistinguishable means all of", table(header, rows(met))),
+        titled("Alarms, for what the classifier is blind to", table(header, rows(others))),
+    )
+
+
+def comparisons() -> str:
+    """The four rows."""
+    t = read_csv(REPORTS / "comparisons.csv", "images")
+    names = t.pop("images")
+    rows = [{key: float(values[i]) for key, values in t.items()} for i in range(len(names))]
+    floor = rows[0]["fd"]
+    lines = [
+        (NAMES[name], f"{r['fd']:.4f} ± {SDS * r['fd_sd']:.4f}", f"{r['fd'] / floor:.2f}", f"{r['fd_unbiased']:.4f}",
+         f"{r['fd_pixels']:.3f} ± {SDS * r['fd_pixels_sd']:.3f}", f"{1000 * r['kid']:.2f} ± {1000 * SDS * r['kid_error']:.2f}",
+         *(f"{100 * r[key]:.1f}" for key in ("precision", "recall", "density", "coverage")),
+         f"{r['two_sample']:.1f} %", f"{r['two_sample_pixels']:.1f} %")
+        for name, r in zip(names, rows, strict=True)
+    ]  # fmt: skip
+    header = ("against the test images", "Fréchet distance", "× floor", "at 1/N → 0", "of pixels", "KID × 1000",
+              "precision", "recall", "density", "coverage", "two-sample", "of pixels")  # fmt: skip
+    return table(header, lines)
+
+
+def loss(path: Path, column: str) -> Line:
+    """One curve."""
+    t = read_csv(path, "step", column)
+    return [float(x) for x in t["step"]], [float(y) for y in t[column]]
+
+
+def curves() -> str:
+    """Losses, the distance against 1/N, and how near training images lie."""
+    sizes, near = columns(REPORTS / "frechet_by_size.csv"), columns(REPORTS / "nearest.csv")
+    losses = {
+        "training": loss(FLOW / "curves.csv", "train_loss"),
+        "validation": loss(FLOW / "validation.csv", "validation_loss"),
+    }
+    inverse = 1000 / sizes["images"]
+    sets = ("validation", "reconstructed", "generated")
+    return cards(
+        titled("Flow matching loss", chart(losses, "step", "mean squared error of the velocity")),
+        titled(
+            "Fréchet distance against 1/N",
+            chart({n: (inverse, sizes[n]) for n in sets}, "1000 / N", "Fréchet distance", marks=True),
+            "A distance between samples is too large by a part that shrinks as 1/N; what is left at 0 is real.",
+        ),
+        titled(
+            "Distance to the nearest training image",
+            chart({n: (near[n], near["percent"]) for n in ("test", *sets[1:])}, "distance in pixel space", "percent"),
+            "Percent of images nearer than that. Memorising would lift a curve far above that of the test images.",
+        ),
+    )
+
+
+def classes(generated: dict[str, np.ndarray]) -> str:
+    t = read_csv(REPORTS / "accuracy.csv", "label")
+    shown = ("test", "reconstructed", "generated", "share_test", "share_generated")
+    lines = [[label, *(f"{float(t[name][i]):.2f}" for name in shown)] for i, label in enumerate(t["label"])]
+    header = ["", "test", "decoded", "generated", "share of test", "of generated"]
+    labels = [int(label) for label in t["label"]]
+    counts = confusion_matrix(generated["label"].astype(int), generated["recognised"].astype(int), labels=labels)
+    return cards(
+        titled("Recognised in percent, and share of all images recognised as it", table(header, lines)),
+        titled("Generated digits: asked for, and recognised as", heat_table("", t["label"], counts.tolist())),
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def provenance(p: Params, images: arrays.ArrayFile) -> str:
+    facts = [(f"{split} images", f"sha256 {images.attribute(f'{split}_sha256')}") for split in ("train", "test")]
+    facts += [(f"{f.name} weights", f"sha256 {sha256(f / 'model.safetensors')}") for f in (CLASSIFIER, FLOW)]
+    facts.append(("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', 'autoencoder_sha256')['autoencoder_sha256']}"))
+    facts.append(
+        ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]))
+    )
+    sections = p.model_dump(exclude={"runtime"})
+    values = [(name, ", ".join(f"{key} {value}" for key, value in leaves.items())) for name, leaves in sections.items()]
+    return cards(titled("params.yaml", table((), values, "text")), titled("Provenance", table((), facts, "text")))
+
+
+def main(p: Params) -> None:
+    generated, test = (columns(REPORTS / f"{name}.csv") for name in ("generated", "test"))
+    metrics = read_json(METRICS)
+    met, others = judged()
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
+        sources = Sources(images, samples, generated, test)
+        pictures: list[Picture] = [draw(sources) for draw in GALLERY]
+        origin = provenance(p, images)
+        dataset = str(images.attribute("dataset"))
+    for picture in pictures:
+        sheet(REPORTS / f"{picture.name}.png", picture, p.report.zoom)
+    body = [
+        *overview(metrics, verdict(met, others), dataset, len(generated["label"])),
+        "<h2>Verdict</h2>", conditions(met, others),
+        "<h2>Four rows</h2>", f'<div class="card">{comparisons()}</div>',
+        "<h2>Pictures</h2>", cards(*(figure(picture, p.report.zoom) for picture in pictures)),
+        "<h2>Curves</h2>", curves(),
+        "<h2>Classes</h2>", classes(generated),
+        "<h2>Where it comes from</h2>", origin,
+    ]  # fmt: skip
+    with replacing(REPORTS / "report.html") as part:
+        part.write_text(page("lfm: report", body), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        "data",
+        "autoencoder",
+        "classifier",
+        "encode",
+        "model",
+        "flow",
+        "train",
+        "sample",
+        "likelihood",
+        "evaluate",
+        "report",
+    )
