@@ -35,7 +35,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         make_workspace(ROOT, workspace, ROOT / "presets/tiny")
     with ThreadPoolExecutor() as pool:
         for output in pool.map(repro, (first, second)):
-            assert output.count("Running stage") == 7
+            assert output.count("Running stage") == 8
     return first, second
 
 

@@ -43,6 +43,7 @@ TRACKED_BY = {
     "flow": {"train"},
     "train": {"train"},
     "sample": {"sample"},
+    "likelihood": {"likelihood"},
     "evaluate": {"evaluate"},
     "runtime": set[str](),
 }
@@ -119,7 +120,7 @@ def test_nothing_changed_runs_nothing(tiny: Path) -> None:
     [
         ("data", "seed", 1, set(STAGES)),
         ("classifier", "seed", 1, {"classifier", "evaluate"}),
-        ("flow", "sigma_min", 0.1, {"train", "sample", "evaluate"}),
+        ("flow", "sigma_min", 0.1, {"train", "sample", "likelihood", "evaluate"}),
         ("evaluate", "zoom", 1, {"evaluate"}),
         ("runtime", "progress", False, set()),
     ],
