@@ -17,7 +17,7 @@ from pipeline.report import say
 from pipeline.scratch import NOWHERE, Scratch
 
 KEPT = 2
-DIVERGED = 100.0  # times the first loss: no training that recovers goes there
+DIVERGED = 10.0  # times the first loss that was read
 
 
 class State(NamedTuple):

@@ -29,7 +29,7 @@ from pipeline.workspace import apply, read_preset
 from stages import train
 from stages.train import Latents, Result
 from tests.conftest import ENVIRONMENT, ROOT, command
-from tests.test_pipeline import outs
+from tests.test_pipeline import STAGES, outs
 
 BASE = yaml.load((ROOT / "params.yaml").read_text(), Loader)
 
@@ -177,8 +177,8 @@ def test_parts_are_made_once_and_damaged_ones_again(tmp_path: Path, name: str) -
 def test_a_loss_that_is_not_finite_or_diverges_stops_with_its_step(tmp_path: Path) -> None:
     saved = Checkpoints(Scratch(tmp_path, "train"), 4)
     saved.newest = 8
-    assert saved.sound(10, 150.0, []) == 150.0 and saved.sound(10, 90.0, [(5, 1.0)]) == 90.0
-    for loss, told in {float("nan"): "nan", float("inf"): "inf", 101.0: "101"}.items():
+    assert saved.sound(10, 150.0, []) == 150.0 and saved.sound(10, 9.0, [(5, 1.0)]) == 9.0
+    for loss, told in {float("nan"): "nan", float("inf"): "inf", 10.5: "10.5"}.items():
         with pytest.raises(UserError) as error:
             saved.sound(10, loss, [(5, 1.0)])
         assert str(error.value) == (
@@ -368,3 +368,88 @@ def test_an_ended_training_goes_on_to_the_same_bytes(copy: Path, number: signal.
     again = command("python", "-m", f"stages.{stage}", cwd=copy)
     assert again.returncode == 0 and f"{stage}: goes on at step " in again.stderr
     assert outs(copy) == before and not list(copy.rglob("*.part"))
+
+
+def test_a_part_that_is_there_is_not_made_again(copy: Path) -> None:
+    before = outs(copy)
+    for stage in ("encode", "sample", "likelihood"):
+        for _ in range(2):
+            result = command("python", "-m", f"stages.{stage}", cwd=copy)
+            assert result.returncode == 0, result.stderr
+        assert kept(copy, "*")
+        damage(kept(copy, "*")[0], "a flipped bit")
+        again = command("python", "-m", f"stages.{stage}", cwd=copy)
+        assert again.returncode == 0 and "is damaged (its sha256 is another one than its name says)" in again.stderr
+        shutil.rmtree(copy / ".dvc/tmp/lfm")
+    assert outs(copy) == before
+
+
+def test_a_second_process_is_told_that_the_stage_is_busy(copy: Path) -> None:
+    lock = copy / ".dvc/tmp/lfm/fetch/lock"
+    with alone(lock):
+        result = command("python", "-m", "stages.fetch", cwd=copy)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: .dvc/tmp/lfm/fetch/lock: busy, process {os.getpid()} works on the same; wait for it or stop it, "
+        "then run again\n"
+    )
+
+
+def test_a_stage_dies_with_its_dvc(copy: Path) -> None:
+    change(copy, train__steps=100_000, train__snapshots=[0, 1], runtime__checkpoint_every=10)
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'stages.train'])"
+    environment = ENVIRONMENT | {"DVC_STAGE": "train", "DVC_ROOT": str(copy)}
+    dvc = subprocess.Popen([sys.executable, "-c", code], cwd=copy, env=environment, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: kept(copy, "step-*"), dvc)
+    finally:
+        dvc.kill()
+        dvc.wait()
+    with alone(copy / ".dvc/tmp/lfm/train/lock"):  # within seconds, or it is busy
+        pass
+
+
+@pytest.mark.parametrize("stage", ["fetch", "encode", "train", "sample", "evaluate"])
+def test_a_full_disk_is_told_and_nothing_published(copy: Path, stage: str) -> None:
+    folder = copy / {"train": "models", "evaluate": "reports"}.get(stage, "data")
+    beside = copy / "beside"
+    folder.rename(beside)
+    folder.mkdir()
+    size = sum(f.stat().st_size for f in beside.rglob("*") if f.is_file()) + (1 << 20)
+    if command("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder), cwd=copy).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        shutil.copytree(beside, folder, dirs_exist_ok=True)
+        for out in STAGES[stage]["outs"]:
+            path = copy / out
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        there = sorted(folder.rglob("*"))
+        filled = folder / "filled"
+        with pytest.raises(OSError), filled.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        result = command("python", "-m", f"stages.{stage}", cwd=copy)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert result.stderr.endswith(
+            "error: no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped\n"
+        )
+        filled.unlink()
+        assert sorted(folder.rglob("*")) == there
+        assert command("python", "-m", f"stages.{stage}", cwd=copy).returncode == 0
+    finally:
+        command("umount", "-l", str(folder), cwd=copy)
+
+
+def test_no_artifact_is_read_as_a_pickle(copy: Path) -> None:
+    readers = {"data/images.h5": "encode", "data/latents.h5": "train", "data/samples.h5": "evaluate",
+               "models/flow/progress.h5": "sample", "models/flow/flow.json": "sample",
+               "models/flow/model.safetensors": "likelihood", "models/classifier/model.safetensors": "evaluate",
+               "models/autoencoder/diffusion_pytorch_model.safetensors": "encode"}  # fmt: skip
+    payload = pickle.dumps(Malicious(copy / "owned"))
+    for name, stage in readers.items():
+        before = (copy / name).read_bytes()
+        (copy / name).write_bytes(payload)
+        result = command("python", "-m", f"stages.{stage}", cwd=copy)
+        (copy / name).write_bytes(before)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, (name, result.stderr)
+        assert not (copy / "owned").exists()
