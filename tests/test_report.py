@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from pipeline.charts import chart
+from pipeline.errors import UserError
 from pipeline.page import figure, table
+from pipeline.params import load_params
 from pipeline.pictures import Picture, strip
+from stages.sweep import changed
 from tests.conftest import ROOT, command
 from tests.test_pipeline import modules
 
@@ -90,15 +93,15 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
     (copy / "sweeps").mkdir()
-    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, midpoint, heun, rk4]", "[euler, rk4]")
-    small = small.replace("[4, 8, 16, 32]", "[4]").replace("[0, 0.5, 1, default, 1.25, 1.5, 2, 3]", "[1, default]")
+    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, midpoint, heun, rk4]", "[euler]")
+    small = small.replace("[4, 8, 16, 32]", "[4]").replace("[0, 0.5, 1, default, 1.25, 1.5, 2, 3]", "[default]")
     (copy / "sweeps/dvc.yaml").write_text(small)
     assert "Running stage" not in command("dvc", "repro", cwd=copy).stdout
     result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Running stage") == 5
+    assert result.stdout.count("Running stage") == 3
     rows = (copy / "sweeps/cost.csv").read_text().splitlines()
-    assert [row.split(",")[::2][:2] for row in rows[1:]] == [["euler", "4"], ["rk4", "4"]]
+    assert [row.split(",")[::2][:2] for row in rows[1:]] == [["euler", "4"]]
     assert (copy / "sweeps/report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert "Running stage" not in command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy).stdout
 
@@ -111,6 +114,7 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
         (("default", "default", "-1"), "sweeps/dvc.yaml: sample.guidance_scale is -1.0; it must be at least 0"),
     ],
 )
-def test_a_bad_point_is_told(tiny: Path, words: tuple[str, ...], message: str) -> None:
-    result = command("python", "-m", "stages.sweep", "x", *words, cwd=tiny)
-    assert result.returncode == 2 and result.stderr.startswith(f"error: {message}")
+def test_a_bad_point_is_told(words: tuple[str, str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        changed(load_params(ROOT / "params.yaml"), *words)
+    assert str(error.value).startswith(message)
