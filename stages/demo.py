@@ -36,7 +36,7 @@ def main(p: Params) -> None:
     picture = draw(p)
     say(f"MNIST digits drawn from noise by the bundled flow: {picture}\n")
     say(
-        "Now the whole pipeline on scikit-learn's small digits: fetch, autoencoder, encode, classifier, train, sample, evaluate, report"
+        "Now the whole pipeline on scikit-learn's digits: fetch, autoencoder, encode, classifier, train, sample, evaluate, report"
     )
     workspace = DEMO / "digits"
     make_workspace(Path(), workspace, PRESET)
