@@ -13,7 +13,7 @@ STYLE = """
   --line: #34383e; --good: #5fcf96; --bad: #f08a76; --c0: #7fb2f5; --c1: #f2a168; --c2: #6fd0a3; --c3: #cf9cf0;
   --heat: 127 178 245; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1180px; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1280px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 8px 0; }
 h2 { font-size: 1.2rem; margin: 48px 0 12px; }

@@ -36,7 +36,7 @@ def main(p: Params) -> None:
     picture = draw(p)
     say(f"MNIST digits drawn from noise by the bundled flow: {picture}\n")
     say(
-        "Now the whole pipeline on scikit-learn's small digits: fetch, autoencoder, encode, classifier, train, sample, evaluate"
+        "Now the whole pipeline on scikit-learn's digits: fetch, autoencoder, encode, classifier, train, sample, evaluate, report"
     )
     workspace = DEMO / "digits"
     make_workspace(Path(), workspace, PRESET)
@@ -45,7 +45,7 @@ def main(p: Params) -> None:
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment).returncode:
         raise UserError(f"the demo's pipeline in {workspace} stopped; the lines above say why")
     say("\nDone. To look at:")
-    for path in [picture, *sorted((workspace / REPORTS).glob("*.png")), workspace / METRICS]:
+    for path in [picture, workspace / REPORTS / "report.html", workspace / METRICS]:
         say(f"  {path}")
 
 

@@ -19,7 +19,7 @@ from stages.protocol import Findings, View, flat, judge, view
 from tests.conftest import ROOT
 
 P = load_params(ROOT / "params.yaml")
-E = P.evaluate.model_copy(update={"bootstrap": 20})
+E = P.evaluate.model_copy(update={"bootstrap": 10})
 
 
 class World(NamedTuple):

@@ -1,0 +1,120 @@
+"""The page, in a browser: nothing missing, nothing complained about, nothing wider than the screen, in light and dark."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.charts import chart
+from pipeline.errors import UserError
+from pipeline.page import figure, table
+from pipeline.params import load_params
+from pipeline.pictures import Picture, strip
+from stages.sweep import changed
+from tests.conftest import ROOT, command
+from tests.test_pipeline import modules
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is not there: the page's test needs Debian's chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
+def test_the_page_shows_everything_without_a_network(tiny: Path, browser: Any, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tiny / "reports/report.html").as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    found = page.evaluate("""() => ({
+        pictures: document.images.length, broken: [...document.images].filter(i => !i.naturalWidth).length,
+        wide: document.documentElement.scrollWidth, charts: document.querySelectorAll("svg").length,
+        paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
+    })""")
+    page.close()
+    assert found["pictures"] > 30 and found["broken"] == 0 and found["charts"] == 3
+    assert found["wide"] == width
+    brightness = [sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("paper", "ink")]
+    assert (brightness[0] > brightness[1]) == (scheme == "light") and abs(brightness[0] - brightness[1]) > 400
+
+
+def test_the_page_holds_every_part(tiny: Path) -> None:
+    text = (tiny / "reports/report.html").read_text(encoding="utf-8")
+    for part in ("conditions of indistinguishable", "Four rows", "From noise to digit", "Nearest to a training image",
+                 "Real images, and through the autoencoder", "most and least certain", "asked for, and recognised as",
+                 "guidance_scale 1.5", "sha256", "scikit-learn"):  # fmt: skip
+        assert part in text
+    assert "<script" not in text and "http" not in text
+
+
+def test_parts_of_the_page() -> None:
+    assert "&lt;b&gt;" in table(("<b>",), [("✓ 1\nsmall",)]) and "<small>small</small>" in table((), [("a\nsmall",)])
+    picture = Picture("x", "A title", np.zeros((2, 3, 1, 4, 4), np.uint8), rows=["a", "b"])
+    assert figure(picture, 1).count("<img ") == 2 and strip(picture.images[0], 2) == strip(picture.images[1], 2)
+    svg = chart({"a": ([1, 10, 100], [0.01, 0.1, 1]), "b": ([1], [1])}, "x", "y", log_x=True, log_y=True, marks=True)
+    assert svg.count("<circle") == 4 and "legend" in svg and "nan" not in svg
+    assert "nan" not in chart({"flat": ([0, 1], [2, 2])}, "x", "y")
+
+
+# --- sweeps ------------------------------------------------------------------------------------------------------------
+
+SWEEPS = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize(("stage", "module"), [("cost", "sweep"), ("guidance", "sweep"), ("report", "sweep_report")])
+def test_deps_of_a_sweep_name_exactly_what_it_imports(stage: str, module: str) -> None:
+    listed = {dep.removesuffix(".py").replace("/", ".") for dep in SWEEPS[stage]["deps"] if dep.endswith(".py")}
+    assert listed == modules(module)
+
+
+def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy)
+    (copy / "sweeps").mkdir()
+    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, midpoint, heun, rk4]", "[euler]")
+    small = small.replace("[4, 8, 16, 32]", "[4]").replace("[0, 0.5, 1, default, 1.25, 1.5, 2, 3]", "[default]")
+    (copy / "sweeps/dvc.yaml").write_text(small)
+    assert "Running stage" not in command("dvc", "repro", cwd=copy).stdout
+    result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Running stage") == 3
+    rows = (copy / "sweeps/cost.csv").read_text().splitlines()
+    assert [row.split(",")[::2][:2] for row in rows[1:]] == [["euler", "4"]]
+    assert (copy / "sweeps/report.html").read_text(encoding="utf-8").count("<svg") == 3
+    assert "Running stage" not in command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("rk4", "6", "default"), "sweeps/dvc.yaml: solver 'rk4' with 6 evaluations; it must be"),
+        (("dopri5", "6", "default"), "sweeps/dvc.yaml: solver 'dopri5' with 6 evaluations; it must be"),
+        (("default", "default", "-1"), "sweeps/dvc.yaml: sample.guidance_scale is -1.0; it must be at least 0"),
+    ],
+)
+def test_a_bad_point_is_told(words: tuple[str, str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        changed(load_params(ROOT / "params.yaml"), *words)
+    assert str(error.value).startswith(message)
