@@ -4,11 +4,11 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import requests
 
 from pipeline.errors import UserError
+from pipeline.files import given
 from pipeline.report import Progress, say
 
 MIRROR = "LFM_MIRROR"
@@ -26,7 +26,7 @@ def fetch(dataset: str, name: str, md5: str, mirrors: Iterable[str], show: bool)
     answers = []
     for place in [*own_places, *(f"{m.rstrip('/')}/{name}" for m in mirrors)]:
         try:
-            data = _get(place, name, show) if place.startswith(("http://", "https://")) else _local(place).read_bytes()
+            data = _get(place, name, show) if place.startswith(("http://", "https://")) else given(place).read_bytes()
         except (OSError, requests.RequestException) as error:
             answers.append(f"{place}: {_reason(error)}")
             continue
@@ -39,11 +39,6 @@ def fetch(dataset: str, name: str, md5: str, mirrors: Iterable[str], show: bool)
         f"Ways out: go online, or set {MIRROR} to a directory or URL that holds it, or set data.dataset: digits in "
         "params.yaml, which needs no download"
     )
-
-
-def _local(place: str) -> Path:
-    """A relative directory counts from the project, also inside DVC's temporary workspaces."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / Path(place).expanduser()
 
 
 def _get(url: str, name: str, show: bool) -> bytes:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ SPLITS = ("train", "validation", "test")
 
 # What must hold when an artifact takes its place: each raises where it does not. `pipeline.fingerprint` adds to it.
 CHECKS: list[Callable[[], None]] = []
+
+
+def given(place: str | Path) -> Path:
+    """A path from params.yaml or the environment: relative ones are meant in the project where DVC was started, also in its
+    temporary workspaces."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / Path(place).expanduser()
 
 
 def sha256_of(folder: Path, names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline import fingerprint
+from pipeline.files import given
 from pipeline.process import alone, try_lock
 from pipeline.report import say
 
@@ -27,7 +28,7 @@ LOCK = "lock"
 
 def home() -> Path:
     """Where the scratch folders of all stages lie."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".dvc/tmp/lfm"
+    return given(".dvc/tmp/lfm")
 
 
 class Scratch:

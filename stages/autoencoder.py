@@ -1,6 +1,5 @@
 """The autoencoder: bundled, trained here, or brought by the user → models/autoencoder/."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.files import (
     IMAGES,
     IMAGES_FORMAT,
     PRETRAINED,
+    given,
     publishing,
     sha256_of,
     write_csv,
@@ -82,7 +82,7 @@ def bring(source: str, revision: str | None) -> Path:
 
     Raises `UserError` where it is missing or its content is not the one that `revision` pins.
     """
-    local = Path(os.environ.get("DVC_ROOT", ".")) / Path(source).expanduser()
+    local = given(source)
     if local.is_dir():
         found = sha256_of(local, FILES)
         if revision != found:
