@@ -32,4 +32,4 @@ def optimal_transport(x0: Tensor, x1: Tensor, y: Tensor | None) -> Tensor:
     return x0[order.to(x0.device)]
 
 
-COUPLINGS = {"independent": independent, "optimal_transport": optimal_transport}
+COUPLINGS = {"independent": independent, "ot": optimal_transport}

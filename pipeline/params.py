@@ -80,17 +80,11 @@ class FlowParams(_Section):
     path: Literal["cond_ot", "gvp", "vp"]
     sigma_min: Annotated[float, Field(ge=0, lt=1)]
     prediction: Literal["velocity", "data"]
-    coupling: Literal["independent", "optimal_transport"]
+    coupling: Literal["independent", "ot"]
     times: Literal["uniform", "stratified", "systematic", "logit_normal"]
     logit_mean: Annotated[float, Field(ge=-10, le=10)]
     logit_std: Annotated[float, Field(gt=0, le=10)]
     uniform_share: Fraction
-
-    @model_validator(mode="after")
-    def _sigma_min_is_for_cond_ot(self) -> Self:
-        if self.path != "cond_ot" and self.sigma_min:
-            raise ValueError(f"sigma_min {self.sigma_min:g} has no meaning with path {self.path}; set it to 0")
-        return self
 
 
 class TrainParams(_Section):

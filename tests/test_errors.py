@@ -67,7 +67,7 @@ def test_floats_are_those_of_yaml_1_2(number: str) -> None:
             "rk45",
             "sample.solver is 'rk45'; it must be 'euler', 'midpoint', 'heun', 'rk4', 'dopri5' or 'euler_maruyama'",
         ),
-        ("flow.path", "gvp", "flow.sigma_min 0.001 has no meaning with path gvp; set it to 0"),
+        ("flow.path", "linear", "flow.path is 'linear'; it must be 'cond_ot', 'gvp' or 'vp'"),
         ("model.labels", False, "sample.guidance_scale 1.3 needs labels, and model.labels is false; set it to 1"),
         ("sample.guidance_interval", [0.5, 0.1], "sample.guidance_interval [0.5, 0.1] must rise; swap its ends"),
         ("sample.guidance_interval", [0.5], "sample.guidance_interval is [0.5]; it must have at least 2 items, not 1"),

@@ -63,11 +63,11 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "modern": {"model__block": "modern"},
-    "gvp": {"flow__path": "gvp", "flow__sigma_min": 0},
+    "gvp": {"flow__path": "gvp"},
     # Its velocities are several times as large, so it takes longer: 1.32 after 400 steps, 0.86 after 1,200.
-    "vp": {"flow__path": "vp", "flow__sigma_min": 0, "train__steps": 1200},
+    "vp": {"flow__path": "vp", "train__steps": 1200},
     "data": {"flow__prediction": "data"},
-    "optimal_transport": {"flow__coupling": "optimal_transport"},
+    "optimal_transport": {"flow__coupling": "ot"},
     "logit_normal": {"flow__times": "logit_normal"},
     "constant, no clipping": {"train__schedule": "constant", "train__gradient_clip": None},
 }
