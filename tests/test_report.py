@@ -1,20 +1,24 @@
 """The page, in a browser: nothing missing, nothing complained about, nothing wider than the screen, in light and dark."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import yaml
 
 from pipeline.charts import chart
 from pipeline.errors import UserError
+from pipeline.files import read_csv
 from pipeline.page import figure, table
 from pipeline.params import load_params
 from pipeline.pictures import Picture, strip
+from stages import evaluate, report
 from stages.sweep import changed
 from tests.conftest import ROOT, command
 from tests.test_pipeline import modules
@@ -34,6 +38,21 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+def test_a_model_without_labels_is_not_measured_by_them(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy, ignore=shutil.ignore_patterns(".dvc"))
+    with h5py.File(copy / "data/samples.h5", "r+") as samples:
+        samples.attrs["labelled"] = 0
+    monkeypatch.chdir(copy)
+    for stage in (evaluate, report):
+        stage.main(load_params(Path("params.yaml")))
+    assert "accuracy_generated" not in json.loads(Path("reports/metrics.json").read_text())
+    assert "accuracy" not in read_csv(Path("reports/conditions.csv"))["name"]
+    assert "no labels" in Path("reports/report.html").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
