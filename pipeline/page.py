@@ -21,7 +21,7 @@ h3, figcaption { font-size: .95rem; font-weight: 600; margin: 0 0 10px; }
 p { margin: 8px 0; max-width: 75ch; }
 .soft, .note { color: var(--soft); font-size: .88rem; }
 .verdict { font-size: 1.05rem; border-left: 4px solid var(--c0); padding-left: 12px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 20px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px; margin: 20px 0; }
 .tiles div, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; }
 .tiles b { display: block; font-size: 1.1rem; line-height: 1.4; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tiles span { color: var(--soft); font-size: .82rem; }
