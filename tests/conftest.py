@@ -1,17 +1,28 @@
 """What tests share: the tiny pipeline, run once, and real MNIST where a mirror is given."""
 
 import os
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from pipeline.workspace import make_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 # One thread: the tiny models are too small for two, and the figures don't depend on what else the machine does.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "LFM_"))} | {"OMP_NUM_THREADS": "1"}
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other core has tests of its own
+
+
+def heed_signals() -> None:
+    """In a new process: undo what nohup, or a shell that starts its jobs in the background, has set to be ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,20 +39,32 @@ def repro(workspace: Path) -> str:
 
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two workspaces in which the whole pipeline has run from scratch with presets/tiny, at the same time."""
-    first, second = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("another") / "place"
-    second.mkdir()
-    for workspace in (first, second):
-        make_workspace(ROOT, workspace, ROOT / "presets/tiny")
-    with ThreadPoolExecutor() as pool:
-        for output in pool.map(repro, (first, second)):
-            assert output.count("Running stage") == 9
+    """Two workspaces in which the whole pipeline has run from scratch with presets/tiny, at the same time.
+
+    The first of pytest's processes makes them, for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    first, second = base / "tiny", base / "another/place"
+    with FileLock(base / "twins.lock"):
+        if not first.exists():
+            for workspace in (first, second):
+                make_workspace(ROOT, workspace, ROOT / "presets/tiny")
+            with ThreadPoolExecutor() as pool:
+                for output in pool.map(repro, (first, second)):
+                    assert output.count("Running stage") == 9
     return first, second
 
 
 @pytest.fixture(scope="session")
 def tiny(twins: tuple[Path, Path]) -> Path:
-    """A workspace in which the whole pipeline has run; a test that changes it puts it back."""
+    """A workspace in which the whole pipeline has run, to read from alone."""
+    return twins[1]
+
+
+@pytest.fixture(scope="session")
+def changeable(twins: tuple[Path, Path]) -> Path:
+    """Another one. A test that changes it puts it back, and belongs to the group `changes`, one after the other."""
     return twins[0]
 
 

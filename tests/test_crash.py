@@ -28,7 +28,7 @@ from pipeline.scratch import Scratch
 from pipeline.workspace import apply, read_preset
 from stages import train
 from stages.train import Latents, Result
-from tests.conftest import ENVIRONMENT, ROOT, command
+from tests.conftest import ENVIRONMENT, ROOT, command, heed_signals
 from tests.test_pipeline import STAGES, outs
 
 BASE = yaml.load((ROOT / "params.yaml").read_text(), Loader)
@@ -304,6 +304,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_never_ends_in_success(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
     with pytest.raises(SystemExit) as error, ending_by_signal():
         try:
             with replacing(tmp_path / "out") as part:
@@ -311,6 +312,7 @@ def test_a_signal_never_ends_in_success(number: signal.Signals, tmp_path: Path) 
                 os.kill(os.getpid(), number)
         except SystemExit:
             pass  # as a careless library would
+    signal.signal(number, before)
     assert error.value.code == 128 + number
     assert not list(tmp_path.iterdir())
 
@@ -336,7 +338,9 @@ def change(workspace: Path, **leaves: Any) -> None:
 @contextmanager
 def launched(workspace: Path, stage: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     words = [sys.executable, "-m", f"stages.{stage}"]
-    process = subprocess.Popen(words, cwd=workspace, env=ENVIRONMENT | environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words, cwd=workspace, env=ENVIRONMENT | environment, stderr=subprocess.PIPE, preexec_fn=heed_signals
+    )
     try:
         yield process
     finally:

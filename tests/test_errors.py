@@ -389,13 +389,14 @@ def test_bundled_weights_serve_only_the_data_they_were_fitted_on(tiny: Path) -> 
     assert str(error.value).endswith("; set classifier.source: train in params.yaml")
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(tiny: Path) -> None:
-    params = tiny / "params.yaml"
+@pytest.mark.xdist_group("changes")
+def test_a_users_mistake_is_one_line_and_exit_code_2(changeable: Path) -> None:
+    params = changeable / "params.yaml"
     before = params.read_text()
     params.write_text(before.replace("neighbours: 5", "neighbours: 0"))
     try:
-        result = command("python", "-m", "stages.evaluate", cwd=tiny)
-        traced = command("python", "-m", "stages.evaluate", cwd=tiny, LFM_DEBUG="1")
+        result = command("python", "-m", "stages.evaluate", cwd=changeable)
+        traced = command("python", "-m", "stages.evaluate", cwd=changeable, LFM_DEBUG="1")
     finally:
         params.write_text(before)
     assert (result.returncode, result.stdout) == (2, "")
@@ -403,14 +404,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tiny: Path) -> None:
     assert "Traceback" in traced.stderr
 
 
-def test_parameters_edited_during_a_run_are_not_recorded(tiny: Path) -> None:
-    params, stage = tiny / "params.yaml", tiny / "stages/evaluate.py"
+@pytest.mark.xdist_group("changes")
+def test_parameters_edited_during_a_run_are_not_recorded(changeable: Path) -> None:
+    params, stage = changeable / "params.yaml", changeable / "stages/evaluate.py"
     before, code = params.read_text(), stage.read_text()
     edit = "\n    PARAMS = __import__('pathlib').Path('params.yaml')\n"
     edit += "    PARAMS.write_text(PARAMS.read_text().replace('neighbours: 5', 'neighbours: 4'))\n"
     try:
         stage.write_text(code.replace("def main(p: Params) -> None:\n", "def main(p: Params) -> None:" + edit))
-        result = command("python", "-m", "stages.evaluate", cwd=tiny)
+        result = command("python", "-m", "stages.evaluate", cwd=changeable)
     finally:
         params.write_text(before)
         stage.write_text(code)
@@ -418,7 +420,7 @@ def test_parameters_edited_during_a_run_are_not_recorded(tiny: Path) -> None:
     assert result.stderr.endswith(
         "error: params.yaml: evaluate was edited while this stage ran; run `dvc repro` again\n"
     )
-    repro(tiny)
+    repro(changeable)
 
 
 def test_a_device_that_is_not_there_is_told(tiny: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Running stage") == 3
     rows = (copy / "sweeps/cost.csv").read_text().splitlines()
-    # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; the last two lie where guidance acts and take two passes each.
+    # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; guidance acts at the last two, each a pass more.
     assert [row.split(",")[::2][:2] for row in rows[1:]] == [["euler", "6"]]
     assert (copy / "sweeps/report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert "Running stage" not in command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy).stdout
