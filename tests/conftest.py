@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from threadpoolctl import threadpool_limits
 
 from pipeline.workspace import make_workspace
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "LFM_"))} | {"OMP_NUM_THREADS": "1"}
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other core has tests of its own
+    threadpool_limits(1)
 
 
 def heed_signals() -> None:
@@ -64,7 +66,7 @@ def tiny(twins: tuple[Path, Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def changeable(twins: tuple[Path, Path]) -> Path:
-    """Another one. A test that changes it puts it back, and belongs to the group `changes`, one after the other."""
+    """Another one, for the tests of test_pipeline.py alone, which run one after the other: each puts back what it changes."""
     return twins[0]
 
 

@@ -26,7 +26,7 @@ from pipeline.workspace import apply, read_preset
 from stages.autoencoder import bring
 from stages.bundled import check_bundled
 from stages.fetch import read_idx
-from tests.conftest import ROOT, command, repro
+from tests.conftest import ROOT, command
 
 PARAMS = (ROOT / "params.yaml").read_text()
 
@@ -387,40 +387,6 @@ def test_bundled_weights_serve_only_the_data_they_were_fitted_on(tiny: Path) -> 
         "(dataset digits, sha256 "
     )
     assert str(error.value).endswith("; set classifier.source: train in params.yaml")
-
-
-@pytest.mark.xdist_group("changes")
-def test_a_users_mistake_is_one_line_and_exit_code_2(changeable: Path) -> None:
-    params = changeable / "params.yaml"
-    before = params.read_text()
-    params.write_text(before.replace("neighbours: 5", "neighbours: 0"))
-    try:
-        result = command("python", "-m", "stages.evaluate", cwd=changeable)
-        traced = command("python", "-m", "stages.evaluate", cwd=changeable, LFM_DEBUG="1")
-    finally:
-        params.write_text(before)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: params.yaml: evaluate.neighbours is 0; it must be at least 1\n"
-    assert "Traceback" in traced.stderr
-
-
-@pytest.mark.xdist_group("changes")
-def test_parameters_edited_during_a_run_are_not_recorded(changeable: Path) -> None:
-    params, stage = changeable / "params.yaml", changeable / "stages/evaluate.py"
-    before, code = params.read_text(), stage.read_text()
-    edit = "\n    PARAMS = __import__('pathlib').Path('params.yaml')\n"
-    edit += "    PARAMS.write_text(PARAMS.read_text().replace('neighbours: 5', 'neighbours: 4'))\n"
-    try:
-        stage.write_text(code.replace("def main(p: Params) -> None:\n", "def main(p: Params) -> None:" + edit))
-        result = command("python", "-m", "stages.evaluate", cwd=changeable)
-    finally:
-        params.write_text(before)
-        stage.write_text(code)
-    assert result.returncode == 2
-    assert result.stderr.endswith(
-        "error: params.yaml: evaluate was edited while this stage ran; run `dvc repro` again\n"
-    )
-    repro(changeable)
 
 
 def test_a_device_that_is_not_there_is_told(tiny: Path) -> None:

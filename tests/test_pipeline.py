@@ -50,7 +50,6 @@ TRACKED_BY = {
 TRACKED_BY = {section: stages | {"report"} for section, stages in TRACKED_BY.items()} | {
     "runtime": set()
 }  # it shows all
-pytestmark = pytest.mark.xdist_group("changes")
 LEAVES = [(section, leaf) for section, leaves in PARAMS.items() for leaf in leaves]
 
 
@@ -198,3 +197,35 @@ def test_a_stage_runs_without_dvc_and_leaves_the_same_bytes(changeable: Path, tm
     assert result.returncode == 0, result.stderr
     assert outs(copy) == outs(changeable)
     assert not list(copy.rglob("*.part"))
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(changeable: Path) -> None:
+    params = changeable / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("neighbours: 5", "neighbours: 0"))
+    try:
+        result = command("python", "-m", "stages.evaluate", cwd=changeable)
+        traced = command("python", "-m", "stages.evaluate", cwd=changeable, LFM_DEBUG="1")
+    finally:
+        params.write_text(before)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: params.yaml: evaluate.neighbours is 0; it must be at least 1\n"
+    assert "Traceback" in traced.stderr
+
+
+def test_parameters_edited_during_a_run_are_not_recorded(changeable: Path) -> None:
+    params, stage = changeable / "params.yaml", changeable / "stages/evaluate.py"
+    before, code = params.read_text(), stage.read_text()
+    edit = "\n    PARAMS = __import__('pathlib').Path('params.yaml')\n"
+    edit += "    PARAMS.write_text(PARAMS.read_text().replace('neighbours: 5', 'neighbours: 4'))\n"
+    try:
+        stage.write_text(code.replace("def main(p: Params) -> None:\n", "def main(p: Params) -> None:" + edit))
+        result = command("python", "-m", "stages.evaluate", cwd=changeable)
+    finally:
+        params.write_text(before)
+        stage.write_text(code)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "error: params.yaml: evaluate was edited while this stage ran; run `dvc repro` again\n"
+    )
+    repro(changeable)
