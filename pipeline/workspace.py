@@ -15,7 +15,7 @@ CODE = ("lfm", "pipeline", "stages", "dvc.yaml", ".dvcignore")
 
 def read_preset(preset: Path) -> dict[str, Any]:
     """The `-S section.key=value` flags of a preset file: {"section.key": value}."""
-    words = shlex.split(preset.read_text(encoding="utf-8"), comments=True)
+    words = shlex.split(preset.read_text(encoding="utf-8"))
     if words[::2] != ["-S"] * (len(words) // 2) or len(words) % 2:
         raise UserError(f"{preset}: must hold `-S section.key=value` flags alone; mend it")
     pairs = (word.partition("=") for word in words[1::2])
