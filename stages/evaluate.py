@@ -75,7 +75,8 @@ def tables(found: Findings, sets: dict[str, View], near: dict[str, tuple[np.ndar
 
     classes = np.unique(sets["test"].labels)
     by_class = [
-        (int(c), *(100 * float((s.recognised == c)[s.labels == c].mean()) for s in (sets[n] for n in SHOWN)),
+        (int(c), *(100 * float((s.recognised == c)[s.labels == c].sum() / max(1, (s.labels == c).sum()))
+                   for s in (sets[n] for n in SHOWN)),
          *(100 * float((sets[n].recognised == c).mean()) for n in SHOWN))
         for c in classes
     ]  # fmt: skip
@@ -112,10 +113,14 @@ def main(p: Params) -> None:
         sets = {n: view(classifier, components, *xy, e.batch_size, progress) for n, xy in pictures.items()}
     if not labelled:  # nothing was asked for, so nothing can be missed
         sets["generated"] = sets["generated"]._replace(labels=sets["generated"].recognised)
-    near = {name: nearest(s.pixels, training) for name, s in sets.items()}
+    near = {}
+    with Progress(len(sets), "nearest training images", "set", p.runtime.progress) as progress:
+        for name, s in sets.items():
+            near[name] = nearest(s.pixels, training)
+            progress.advance()
     copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
 
-    found = judge(sets, copied, e)
+    found = judge(sets, copied, e, p.runtime.progress)
     result = figures(found, sets, copied)
     if not labelled:
         del result["accuracy_generated"]

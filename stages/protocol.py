@@ -78,7 +78,7 @@ def view(
     return View(labels.astype(np.int64), features.double().cpu().numpy(), components.transform(flat(images)), logits)
 
 
-def resample(seen: View, name: str, p: EvaluateParams) -> Resampled:
+def resample(seen: View, name: str, p: EvaluateParams, progress: Progress) -> Resampled:
     """Bootstrap within each class: class counts are matched between the sets, so they are nothing that varies."""
     drawn = Resampled([], [])
     classes = [np.flatnonzero(seen.labels == label) for label in np.unique(seen.labels)]
@@ -88,6 +88,7 @@ def resample(seen: View, name: str, p: EvaluateParams) -> Resampled:
         counts = np.bincount(rows, minlength=len(seen.labels)).astype(np.float64)
         drawn.features.append(metrics.moments(seen.features, counts))
         drawn.pixels.append(metrics.moments(seen.pixels, counts))
+        progress.advance()
     return drawn
 
 
@@ -151,20 +152,24 @@ def compare(
     ), by_parts
 
 
-def judge(sets: dict[str, View], memorised: dict[str, float], p: EvaluateParams) -> Findings:
+def judge(sets: dict[str, View], memorised: dict[str, float], p: EvaluateParams, show: bool = False) -> Findings:
     """The whole protocol.
 
     Args:
         sets: generated, reconstructed (of validation), validation and test images.
         memorised: percent of the generated and of the validation images that lie close to a training image.
+        show: progress bars.
     """
-    drawn = {name: resample(seen, name, p) for name, seen in sets.items()}
+    with Progress(len(sets) * p.bootstrap, "bootstrap", "resample", show) as progress:
+        drawn = {name: resample(seen, name, p, progress) for name, seen in sets.items()}
     orders = {name: order(seen.labels, name, p.seed) for name, seen in sets.items()}
     scale = float(np.sqrt(np.square(sets["test"].features).mean()))
     table, by_size, spread = {}, {}, {}
-    for row, (a, b) in ROWS.items():
-        spread[row] = apart(drawn[a], drawn[b])
-        table[row], by_size[row] = compare(sets[a], sets[b], (orders[a], orders[b]), spread[row], scale, p)
+    with Progress(len(ROWS), "comparisons", "row", show) as progress:
+        for row, (a, b) in ROWS.items():
+            spread[row] = apart(drawn[a], drawn[b])
+            table[row], by_size[row] = compare(sets[a], sets[b], (orders[a], orders[b]), spread[row], scale, p)
+            progress.advance()
     excess_sd, excess_pixels_sd = map(float, (spread["generated"] - spread["validation"]).std(1, ddof=1))
     generated, real = table["generated"], table["validation"]
     off = 100 * metrics.imbalance(sets["generated"].recognised, sets["test"].recognised)
