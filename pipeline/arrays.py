@@ -26,11 +26,11 @@ class ArrayWriter:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
 
-    def create(self, name: str, shape: Iterable[int], dtype: np.typing.DTypeLike) -> None:
-        """Make room for an array; its rows are filled by `put`."""
+    def create(self, name: str, shape: Iterable[int], dtype: np.typing.DTypeLike, rows: int | None = None) -> None:
+        """Make room for an array; its rows are filled by `put`. A chunk is so many `rows`, by default about 1 MiB of them."""
         shape, dtype = tuple(shape), np.dtype(dtype)
         row = max(1, int(np.prod(shape[1:])) * dtype.itemsize)
-        chunks = (max(1, min(shape[0], CHUNK_BYTES // row)), *shape[1:])
+        chunks = (max(1, min(shape[0], rows or CHUNK_BYTES // row)), *shape[1:])
         self._file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, track_times=False)
 
     def put(self, name: str, start: int, rows: np.ndarray) -> None:

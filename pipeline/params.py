@@ -163,6 +163,7 @@ class ReportParams(_Section):
 class RuntimeParams(_Section):
     progress: bool
     checkpoint_every: Count
+    latents_mb: Annotated[int, Field(ge=0, le=10**9)]
 
 
 class Params(_Section):

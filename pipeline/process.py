@@ -51,13 +51,19 @@ def end_with_parent() -> None:
     if "DVC_STAGE" not in os.environ:
         return
     parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_poll, args=(parent,), daemon=True).start()
+    die_with(parent)
     # An orphan's new parent is an init of another session; one that died just now shows as a change.
     if os.getppid() != parent or os.getsid(parent) != os.getsid(0):
         raise UserError(f"the `dvc` that started {os.environ['DVC_STAGE']} is gone; run `dvc repro` again")
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent ends, and at once where it has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            return
+    threading.Thread(target=_poll, args=(parent,), daemon=True).start()
 
 
 def _poll(parent: int) -> None:

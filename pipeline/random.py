@@ -7,7 +7,6 @@ would with the 32 bits that torch's CPU generator takes. Draws are made on the C
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,18 +41,3 @@ def permutation(seed: int, stream: str, index: int, n: int) -> torch.Tensor:
 def torch_seed(seed: int, stream: str) -> int:
     """A seed for `torch.manual_seed`, for the one draw that torch makes itself: a model's initial weights."""
     return int(generator(seed, stream).integers(2**32))
-
-
-def batch_rows(seed: int, step: int, batch: int, n: int) -> torch.Tensor:
-    """The rows of training batch `step` when epochs of n rows are shuffled and laid end to end, (batch,) int64.
-
-    A batch may span two epochs, so every row is seen equally often whatever n and the batch size are.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    rows = [_epoch(seed, int(e), n)[places[places // n == e] % n] for e in np.unique(places // n)]
-    return torch.cat(rows)
-
-
-@lru_cache(maxsize=2)  # most steps stay in the epoch of the step before
-def _epoch(seed: int, epoch: int, n: int) -> torch.Tensor:
-    return permutation(seed, "epoch", epoch, n)

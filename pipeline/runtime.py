@@ -14,13 +14,14 @@ from pipeline.errors import UserError
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def device() -> torch.device:
-    """`LFM_DEVICE` if it is set (cpu, cuda, cuda:1), else the first CUDA GPU, else the CPU; made repeatable.
+def device(rank: int = 0) -> torch.device:
+    """`LFM_DEVICE` if it is set (cpu, cuda, cuda:1), else a CUDA GPU, the next for each rank, else the CPU; made repeatable.
 
     The environment decides, not a parameter: moving between machines reruns nothing.
     """
     _deterministic()
     wanted = os.environ.get("LFM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = f"cuda:{rank % torch.cuda.device_count()}" if wanted == "cuda" and torch.cuda.is_available() else wanted
     try:
         found = torch.device(wanted)
         torch.empty(0, device=found)

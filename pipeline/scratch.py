@@ -42,7 +42,7 @@ class Scratch:
         if self.folder is None:
             return
         content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-        part = self.folder / "writing.part"
+        part = self.folder / f"writing-{os.getpid()}.part"
         with part.open("wb") as file:
             file.write(content)
             file.flush()
@@ -88,7 +88,8 @@ def opened() -> Iterator[Scratch]:
         return
     folder = home() / running.name / running.key()
     with alone(folder / LOCK):
-        (folder / "writing.part").unlink(missing_ok=True)
+        for part in folder.glob("*.part"):
+            part.unlink()
         os.utime(folder)
         _clean(folder.parent)
         yield Scratch(folder, running.name)

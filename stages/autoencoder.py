@@ -12,7 +12,7 @@ from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
 from lfm.psnr import psnr
 from lfm.schedule import warmup_cosine
-from pipeline import arrays, random, scratch
+from pipeline import arrays, order, random, scratch
 from pipeline.checkpoint import Checkpoints, State
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -54,7 +54,7 @@ def train(
         for step in range(start, p.steps):
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 20)
-            rows = random.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
+            rows = order.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
             noise = random.normal(p.seed, "posterior", step, latent).to(where)
             with precision(p.precision, where):
                 loss, squared, kl = autoencoder.loss(model, coder.pixels(images[rows]), noise, p.kl_weight)

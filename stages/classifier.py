@@ -9,7 +9,7 @@ from torch import Tensor
 from lfm.classifier import Classifier, augment, to_pixels
 from lfm.schedule import warmup_cosine
 from lfm.weights import save_model
-from pipeline import arrays, random, scratch
+from pipeline import arrays, order, random, scratch
 from pipeline.checkpoint import Checkpoints, State
 from pipeline.files import CLASSIFIER, IMAGES, IMAGES_FORMAT, PRETRAINED, publishing, write_csv, write_json
 from pipeline.params import ClassifierParams, Params
@@ -44,7 +44,7 @@ def train(
         for step in range(start, p.steps):
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 10)
-            rows = random.batch_rows(p.seed, step, p.batch_size, len(labels)).to(where)
+            rows = order.batch_rows(p.seed, step, p.batch_size, len(labels)).to(where)
             u = random.uniform(p.seed, "augmentation", step, (p.batch_size, 5))
             pixels = augment(to_pixels(images[rows]), u.to(where))
             with precision(p.precision, where):

@@ -1,69 +1,132 @@
 """Every image through the encoder, once → data/latents.h5."""
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
-from pipeline import arrays, scratch
+from pipeline import arrays, order, ranks, scratch
+from pipeline.arrays import ArrayFile, ArrayWriter
 from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
-from pipeline.params import Params
+from pipeline.params import EncodeParams, Params
 from pipeline.report import Progress
 from pipeline.runtime import device, precision
+from pipeline.scratch import Scratch
 from stages.cli import run
 
+BATCHES = 8  # a part is so many
 
-@torch.inference_mode()
-def moments(coder: ImageAutoencoder, images: np.ndarray, batch: int, name: str) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the posteriors of some images, (B, c, h, w) each."""
-    full = np.resize(images, (batch, *images.shape[1:]))  # one shape for all: the last batch repeats itself
-    with precision(name, where := device()):
-        mean, std = coder.moments(torch.from_numpy(full).to(where))
-    return {"mean": mean[: len(images)].cpu().numpy(), "std": std[: len(images)].cpu().numpy()}
+
+class Part(NamedTuple):
+    """Rows of one split that are encoded and kept together: whole batches."""
+
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.start}"
+
+
+class Encoder:
+    """The autoencoder on one process's device, and the images that it is given."""
+
+    def __init__(self, p: EncodeParams, images: ArrayFile, rank: int = 0) -> None:
+        _, channels, *size = images.shape("train/images")
+        self.p, self.images, self.where = p, images, device(rank)
+        self.coder = ImageAutoencoder(autoencoder.load(AUTOENCODER), channels, (size[0], size[1])).to(self.where)
+
+    @torch.inference_mode()
+    def moments(self, part: Part) -> dict[str, np.ndarray]:
+        """Mean and standard deviation of the posteriors of a part's images, (N, c, h, w) each."""
+        images, batch = self.images.read(f"{part.split}/images", part.start, part.stop), self.p.batch_size
+        found = []
+        for start in range(0, len(images), batch):  # a GPU is given all of them before the first is asked for
+            full = np.resize(images[start : start + batch], (batch, *images.shape[1:]))  # the last one repeats itself
+            given = torch.from_numpy(full)
+            given = given.pin_memory() if self.where.type == "cuda" else given
+            with precision(self.p.precision, self.where):
+                found.append(self.coder.moments(given.to(self.where, non_blocking=True)))
+        mean, std = (torch.cat(values)[: len(images)].cpu().numpy() for values in zip(*found, strict=True))
+        return {"mean": mean, "std": std}
+
+
+def rows(some: list[Part]) -> int:
+    """How many there are in some parts."""
+    return sum(part.stop - part.start for part in some)
+
+
+def parts(lengths: dict[str, int], batch: int) -> list[Part]:
+    """All parts of all splits, in order."""
+    step = BATCHES * batch
+    return [Part(split, i, min(i + step, n)) for split, n in lengths.items() for i in range(0, n, step)]
+
+
+def work(rank: int, processes: int, p: Params, todo: list[Part], saved: Scratch) -> None:
+    """One process's share of the parts, into the scratch folder."""
+    mine = todo[rank::processes]
+    with (
+        arrays.reading(IMAGES, IMAGES_FORMAT) as images,
+        Progress(rows(mine), f"encode, 1 of {processes}", "image", p.runtime.progress and rank == 0) as progress,
+    ):
+        encoder = Encoder(p.encode, images, rank)
+        for part in mine:
+            saved.part(part.name, partial(encoder.moments, part))
+            progress.advance(part.stop - part.start)
+
+
+def assemble(
+    todo: list[Part], encoder: Encoder, latents: ArrayWriter, saved: Scratch, progress: Progress
+) -> np.ndarray:
+    """All parts into the file, those that are missing made here. Returns sums over the training split, a channel each: of
+    mean, mean² and std², divided by the number of entries."""
+    lengths = {part.split: part.stop for part in todo}
+    total = np.zeros(())
+    for part in todo:
+        found = saved.part(part.name, partial(encoder.moments, part))
+        for name in ("mean", "std"):
+            values = found[name]
+            if part.start == 0:
+                latents.create(
+                    f"{part.split}/{name}", (lengths[part.split], *values.shape[1:]), np.float32, order.BLOCK
+                )
+            latents.put(f"{part.split}/{name}", part.start, values)
+        if part.split == "train":
+            mean, std = found["mean"], found["std"]
+            sums = [v.sum((0, 2, 3), dtype=np.float64) for v in (mean, mean**2, std**2)]
+            total = total + np.stack(sums) / (lengths["train"] * mean[0, 0].size)
+        progress.advance(part.stop - part.start)
+    return total
 
 
 def main(p: Params) -> None:
-    where, batch = device(), p.encode.batch_size
-    with (
-        arrays.reading(IMAGES, IMAGES_FORMAT) as images,
-        scratch.opened() as saved,
-        arrays.writing(LATENTS) as latents,
-    ):
-        _, channels, *size = images.shape("train/images")
-        coder = ImageAutoencoder(autoencoder.load(AUTOENCODER), channels, (size[0], size[1])).to(where)
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, scratch.opened() as saved:
         lengths = {split: images.shape(f"{split}/labels")[0] for split in SPLITS}
-        sums: list[np.ndarray] = []  # of each training batch: Σ mean, Σ mean², Σ std², a channel each
-        with Progress(sum(lengths.values()), "encode", "image", p.runtime.progress) as progress:
-            for split, n in lengths.items():
+        todo = parts(lengths, p.encode.batch_size)
+        if ranks.processes() > 1:
+            ranks.together(work, p, todo, saved)
+        encoder = Encoder(p.encode, images)
+        with arrays.writing(LATENTS) as latents:
+            with Progress(rows(todo), "encode", "image", p.runtime.progress) as progress:
+                first, second, noise = assemble(todo, encoder, latents, saved, progress)
+            for split in SPLITS:
                 latents.add(f"{split}/labels", images.read(f"{split}/labels"))
-                for start in range(0, n, batch):
-                    part = images.read(f"{split}/images", start, min(start + batch, n))
-                    make = partial(moments, coder, part, batch, p.encode.precision)
-                    found = saved.part(f"{split}-{start}", make)
-                    mean, std = found["mean"], found["std"]
-                    for name, rows in (("mean", mean), ("std", std)):
-                        if start == 0:
-                            latents.create(f"{split}/{name}", (n, *rows.shape[1:]), np.float32)
-                        latents.put(f"{split}/{name}", start, rows)
-                    if split == "train":
-                        sums.append(np.stack([v.sum((0, 2, 3), dtype=np.float64) for v in (mean, mean**2, std**2)]))
-                    progress.advance(len(part))
-        count = lengths["train"] * mean[0, 0].size
-        first, second, noise = np.sum(sums, axis=0) / count
-        latents.add("scale/mean", first.astype(np.float32))
-        latents.add("scale/std", np.sqrt(second - first**2 + noise).astype(np.float32))
-        latents.attributes(
-            format=LATENTS_FORMAT,
-            dataset=images.attribute("dataset"),
-            classes=images.attribute("classes"),
-            image_channels=channels,
-            image_height=size[0],
-            image_width=size[1],
-            autoencoder_sha256=sha256_of(AUTOENCODER, (autoencoder.CONFIG, autoencoder.WEIGHTS)),
-            train_sha256=images.attribute("train_sha256"),
-        )
+            latents.add("scale/mean", first.astype(np.float32))
+            latents.add("scale/std", np.sqrt(second - first**2 + noise).astype(np.float32))
+            latents.attributes(
+                format=LATENTS_FORMAT,
+                dataset=images.attribute("dataset"),
+                classes=images.attribute("classes"),
+                image_channels=encoder.coder.channels,
+                image_height=encoder.coder.size[0],
+                image_width=encoder.coder.size[1],
+                autoencoder_sha256=sha256_of(AUTOENCODER, (autoencoder.CONFIG, autoencoder.WEIGHTS)),
+                train_sha256=images.attribute("train_sha256"),
+            )
 
 
 if __name__ == "__main__":

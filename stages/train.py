@@ -25,21 +25,12 @@ from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publi
 from pipeline.params import FlowParams, Params, TrainParams
 from pipeline.report import Progress, say
 from pipeline.runtime import compiled, device, precision
+from stages import store
 from stages.cli import run
+from stages.store import Latents, Store
 
 SNAPSHOT_NOISES, SNAPSHOT_STEPS = 16, 25
 VALIDATION_BATCH = 1000
-
-
-class Latents(NamedTuple):
-    """One split's posteriors, normalised, and labels, on the device."""
-
-    mean: Tensor  # (N, c, h, w)
-    std: Tensor  # (N, c, h, w)
-    labels: Tensor  # (N,) int64
-
-    def rows(self, rows: Tensor) -> "Latents":
-        return Latents(self.mean[rows], self.std[rows], self.labels[rows])
 
 
 class Result(NamedTuple):
@@ -54,7 +45,7 @@ class Validation:
     couplings, densities of times and predictions."""
 
     def __init__(self, velocity: Velocity, path: Path, end: float, p: TrainParams, data: Latents) -> None:
-        n, shape, where = len(data.labels), data.mean.shape, data.mean.device
+        n, shape, where = len(data), data.mean.shape, data.where
         self.velocity, self.path, self.precision, self.y = velocity, path, p.precision, data.labels
         self.x0 = random.normal(0, "validation x0", 0, shape).to(where)
         self.x1 = draw(data.mean, data.std, random.normal(0, "validation posterior", 0, shape).to(where))
@@ -91,12 +82,12 @@ def snapshot_steps(p: TrainParams) -> set[int]:
 
 
 def batches(
-    f: FlowParams, p: TrainParams, end: float, null: int, data: Latents, start: int = 0
+    f: FlowParams, p: TrainParams, end: float, null: int, data: Store, start: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
     """Noise x0, data x1, times t and labels y of each step from `start` on: all that is random in it."""
-    n, where, shape = p.batch_size, data.mean.device, data.mean.shape[1:]
+    n, where, shape = p.batch_size, data.where, data.shape
     for step in range(start, p.steps):
-        batch = data.rows(random.batch_rows(p.seed, step, n, len(data.labels)).to(where))
+        batch = data.batch(p.seed, step, n)
         x1 = draw(batch.mean, batch.std, random.normal(p.seed, "posterior", step, (n, *shape)).to(where))
         noise = random.normal(p.seed, "x0", step, (n, *shape)).to(where)
         x0 = COUPLINGS[f.coupling](noise, x1, batch.labels if null else None)
@@ -111,13 +102,13 @@ def train(
     model: Transformer,
     f: FlowParams,
     p: TrainParams,
-    data: Latents,
+    data: Store,
     held_out: Latents,
     show: bool,
     saved: Checkpoints,
 ) -> Result:
     """Conditional flow matching (Lipman et al. 2023): the training loop as one linear story."""
-    where, shape = data.mean.device, data.mean.shape[1:]
+    where, shape = data.where, data.shape
     path = make_path(f.path, f.sigma_min)
     end = last_time(path, divides_by_sigma=f.prediction == "data")
     ema = EMA(model)
@@ -164,28 +155,19 @@ def train(
     return Result(ema.average, losses, validated, snapshots)
 
 
-def read_latents(file: arrays.ArrayFile, split: str, scale: LatentScale, where: torch.device) -> Latents:
-    """One split of latents.h5, normalised."""
-    mean, std = (torch.from_numpy(file.read(f"{split}/{name}")) for name in ("mean", "std"))
-    labels = torch.from_numpy(file.read(f"{split}/labels")).long()
-    return Latents(scale.normalise(mean).to(where), (std / scale.std[:, None, None]).to(where), labels.to(where))
-
-
 def main(p: Params) -> None:
     where = device()
-    with arrays.reading(LATENTS, LATENTS_FORMAT) as file:
+    with arrays.reading(LATENTS, LATENTS_FORMAT) as file, scratch.opened() as folder:
         scale = LatentScale(*(torch.from_numpy(file.read(f"scale/{name}")) for name in ("mean", "std")))
-        data, held_out = (read_latents(file, split, scale, where) for split in ("train", "validation"))
+        data = store.opened(file, "train", scale, where, p.runtime.latents_mb)
+        held_out = store.read(file, "validation", scale, where)
         about = dict(file.attributes)
-    _, channels, size, _ = data.mean.shape
-    classes = int(about["classes"]) if p.model.labels else 0
-    torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
-    model = Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes).to(where)
-    say(
-        f"train: {sum(w.numel() for w in model.parameters()):,} weights on {len(data.labels):,} latents of {channels}×{size}×{size}"
-    )
-
-    with scratch.opened() as folder:
+        channels, size, _ = data.shape
+        classes = int(about["classes"]) if p.model.labels else 0
+        torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
+        model = Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes).to(where)
+        weights, kept = sum(w.numel() for w in model.parameters()), "held" if isinstance(data, Latents) else "streamed"
+        say(f"train: {weights:,} weights on {len(data):,} latents of {channels}×{size}×{size}, {kept}")
         saved = Checkpoints(folder, p.runtime.checkpoint_every)
         result = train(model, p.flow, p.train, data, held_out, p.runtime.progress, saved)
 

@@ -22,11 +22,11 @@ from pipeline import arrays, random
 from pipeline.download import fetch
 from pipeline.files import IMAGES_FORMAT, LATENTS_FORMAT, PRETRAINED, SAMPLES_FORMAT, SPLITS
 from pipeline.params import load_params
+from stages import store
 from stages.autoencoder import reconstruct
 from stages.classifier import accuracy
 from stages.fetch import digest, hold_out, mnist
 from stages.generator import load_generator
-from stages.train import read_latents
 from tests.conftest import ROOT
 
 
@@ -69,7 +69,7 @@ def test_form_4_on_the_stored_latents(tiny: Path) -> None:
     """A model that says 0 has the loss E[x1²] + (1 − σ_min)²: shows normalisation, posterior draw and sign at once."""
     with arrays.reading(tiny / "data/latents.h5", LATENTS_FORMAT) as file:
         scale = LatentScale(*(torch.from_numpy(file.read(f"scale/{name}")) for name in ("mean", "std")))
-        data = read_latents(file, "train", scale, torch.device("cpu"))
+        data = store.read(file, "train", scale, torch.device("cpu"))
     x0, noise = (random.normal(0, name, 0, data.mean.shape) for name in ("x0", "posterior"))
     x1, t = draw(data.mean, data.std, noise), stratified(torch.rand(len(noise)), torch.randperm(len(noise)))
     loss = cfm_loss(lambda t, x, y: torch.zeros_like(x), make_path("cond_ot", 1e-3), x0, x1, t, data.labels).item()

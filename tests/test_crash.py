@@ -27,7 +27,8 @@ from pipeline.process import alone, ending_by_signal
 from pipeline.scratch import Scratch
 from pipeline.workspace import apply, read_preset
 from stages import train
-from stages.train import Latents, Result
+from stages.store import Latents
+from stages.train import Result
 from tests.conftest import ENVIRONMENT, ROOT, command, heed_signals
 from tests.test_pipeline import STAGES, outs
 

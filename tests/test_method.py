@@ -238,11 +238,3 @@ def test_draws_are_functions_of_seed_stream_and_index_alone() -> None:
         assert not torch.equal(a, random.normal(*other, (3, 2)))
     rows = random.normal_rows(0, "sample", [3, 1, 7], (2,))
     assert torch.equal(rows[1], random.normal_rows(0, "sample", [1], (2,))[0])
-
-
-@pytest.mark.parametrize(("n", "batch"), [(10, 3), (10, 10), (7, 16)])
-def test_batches_pass_over_every_row_once_an_epoch(n: int, batch: int) -> None:
-    rows = torch.cat([random.batch_rows(0, step, batch, n) for step in range(3 * n)])
-    epochs = rows[: len(rows) // n * n].reshape(-1, n)
-    assert all(sorted(epoch.tolist()) == list(range(n)) for epoch in epochs)
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1, "shuffled anew"

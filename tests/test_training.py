@@ -1,5 +1,6 @@
 """The training loop on data small enough to know what must come out."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from pipeline import random
 from pipeline.checkpoint import Checkpoints
 from pipeline.params import Loader, Params, validate_params
 from pipeline.workspace import apply
-from stages.train import Latents, Result, train
+from stages.store import Latents
+from stages.train import Result, train
 from tests.conftest import ROOT
 
 CLASSES, EACH = 8, 8
@@ -88,7 +90,7 @@ def test_form_14_sixty_four_latents_are_learned_with_their_labels(changes: dict[
 def test_form_14_shuffled_labels_tell_nothing() -> None:
     p, (data, centres) = params(), points()
     # Of each centre's eight points one gets each label: a label says nothing about the centre.
-    shuffled = data._replace(labels=torch.arange(CLASSES * EACH) // EACH)
+    shuffled = replace(data, labels=torch.arange(CLASSES * EACH) // EACH)
     labels = torch.arange(400) % CLASSES
     right = (nearest(sampled(p, fit(p, shuffled).model, labels), centres) == labels).float().mean().item()
     assert right == pytest.approx(1 / CLASSES, abs=4 * (1 / 8 * 7 / 8 / len(labels)) ** 0.5)

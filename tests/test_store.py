@@ -1,0 +1,122 @@
+"""The latents' file: encoded in parts by any number of processes, and read in the same order held or streamed."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lfm.latents import LatentScale
+from pipeline import arrays, order, ranks
+from pipeline.errors import UserError
+from stages import store
+from stages.store import Latents, Streamed
+from tests.conftest import command
+from tests.test_crash import change, copy, kept  # noqa: F401  # `copy` is a fixture
+from tests.test_pipeline import outs
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of four blocks of 16 rows."""
+    for name, rows in {"BLOCK": 16, "WINDOW": 64}.items():
+        monkeypatch.setattr(order, name, rows)
+    for cached in (order._layout, order._window):
+        monkeypatch.setattr(order, cached.__name__, lru_cache(maxsize=2)(cached.__wrapped__))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 3), (10, 10), (7, 16), (64, 5), (65, 7), (150, 64), (150, 400)])
+def test_batches_pass_over_every_row_once_an_epoch(small: None, n: int, batch: int) -> None:
+    rows = torch.cat([order.batch_rows(0, step, batch, n) for step in range(-(-3 * n // batch))])
+    epochs = rows[: len(rows) // n * n].reshape(-1, n)
+    assert len(epochs) >= 3
+    assert all(sorted(epoch.tolist()) == list(range(n)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs), "shuffled anew"
+
+
+def test_windows_are_whole_blocks_whose_rows_mix(small: None) -> None:
+    blocks = [window // 16 for window in order.batch_rows(0, 0, 160, 160).split(64)]
+    assert sorted(b for window in blocks for b in set(window.tolist())) == list(range(10))
+    for window in blocks[:2]:
+        # In the file's order the block changes 3 times; shuffled, 3/4 of 63 neighbours differ, ± 4 · 3.5.
+        assert (window[1:] != window[:-1]).sum() > 63 * 48 / 63 - 14
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> Path:
+    """A file of 150 latents."""
+    draws = np.random.default_rng(0)
+    with arrays.writing(tmp_path / "latents.h5") as file:
+        for name in ("mean", "std"):
+            file.create(f"train/{name}", (150, 2, 3, 3), np.float32, 16)
+            file.put(f"train/{name}", 0, draws.random((150, 2, 3, 3), np.float32))
+        file.add("train/labels", np.arange(150, dtype=np.uint8))
+        file.attributes(format="test/1")
+    return tmp_path / "latents.h5"
+
+
+def test_streamed_and_held_batches_are_the_same_bits(latents: Path, small: None) -> None:
+    scale = LatentScale(torch.tensor([0.3, 0.4]), torch.tensor([0.7, 1.3]))
+    with arrays.reading(latents, "test/1") as file:
+        held, streamed = (store.opened(file, "train", scale, torch.device("cpu"), mb) for mb in (1, 0))
+        assert isinstance(held, Latents) and isinstance(streamed, Streamed)
+        assert held.shape == streamed.shape == (2, 3, 3) and len(held) == len(streamed) == 150
+        for step in [
+            *range(12),
+            3,
+            40,
+        ]:  # from window to window, into new epochs, back, and far ahead, as a resumed one
+            a, b = held.batch(5, step, 40), streamed.batch(5, step, 40)
+            assert torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std) and torch.equal(a.labels, b.labels)
+            assert torch.equal(a.labels, order.batch_rows(5, step, 40, 150))
+            assert len(streamed.held or ()) <= 64, "one window, no more"
+        rows = file.read("train/mean")[a.labels]
+        assert torch.equal(scale.restore(a.mean).round(decimals=4), torch.from_numpy(rows).round(decimals=4))
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+
+def leave_a_trace(rank: int, processes: int, folder: Path) -> None:
+    (folder / f"{rank} of {processes}").write_text(str(os.getpid()))
+
+
+def fail(rank: int, processes: int, folder: Path) -> None:
+    leave_a_trace(rank, processes, folder)
+    if rank == 1:
+        raise UserError("no room")
+
+
+def test_every_process_does_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LFM_PROCESSES", "2")
+    with pytest.raises(UserError) as error:
+        ranks.together(fail, tmp_path)
+    assert str(error.value) == "process 1 of 2 ended with exit code 2; run `dvc repro` again"
+    assert "error: process 1 of 2: no room\n" in capfd.readouterr().err
+    pids = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
+    assert set(pids) == {"0 of 2", "1 of 2"} and pids["0 of 2"] == os.getpid() != pids["1 of 2"]
+
+
+@pytest.mark.parametrize("wanted", ["0", "two", "-1", "1e3"])
+def test_a_bad_number_of_processes_is_told(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setenv("LFM_PROCESSES", wanted)
+    with pytest.raises(UserError) as error:
+        ranks.processes()
+    assert str(error.value) == (
+        f"LFM_PROCESSES is '{wanted}'; it must be a number from 1 to 1024: one a GPU is a good choice"
+    )
+
+
+def test_two_processes_encode_and_a_streaming_training_learns_the_same_bytes(copy: Path) -> None:  # noqa: F811
+    before = outs(copy)
+    result = command("python", "-m", "stages.encode", cwd=copy, LFM_PROCESSES="2")
+    assert result.returncode == 0, result.stderr
+    assert "encode, 1 of 2" in result.stderr and len(kept(copy, "*")) == 3
+    change(copy, runtime__latents_mb=0)
+    result = command("python", "-m", "stages.train", cwd=copy)
+    assert result.returncode == 0 and ", streamed\n" in result.stderr
+    assert outs(copy) == before
