@@ -42,6 +42,7 @@ class AutoencoderParams(_Section):
     batch_size: Count
     learning_rate: Rate
     precision: Precision
+    compile: bool
 
 
 class ClassifierParams(_Section):

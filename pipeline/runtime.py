@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
@@ -56,10 +57,12 @@ def precision(name: str, where: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(where.type, torch.bfloat16) if name == "bf16" else nullcontext()
 
 
-def compiled(function: F, where: torch.device) -> F:
-    """The function through `torch.compile`, which on a CPU needs a C++ compiler."""
+def compiled(function: F, where: torch.device, section: str) -> F:
+    """The function through `torch.compile`, which on a CPU needs a C++ compiler; `section` of params.yaml asked for it."""
     if where.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise UserError(
-            "train.compile is true, but no C++ compiler (g++, clang++ or $CXX) was found; install one or set train.compile: false"
+            f"{section}.compile is true, but no C++ compiler (g++, clang++ or $CXX) was found; install one or set "
+            f"{section}.compile: false"
         )
+    warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
     return cast(F, torch.compile(function, dynamic=False))

@@ -34,14 +34,14 @@ def apply(params: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[
     return changed
 
 
-def make_workspace(root: Path, target: Path, preset: Path) -> None:
+def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None:
     """Copy the project's code to `target`, with a preset applied to its parameters and a DVC cache of its own.
 
     What an earlier call left there stays in DVC's cache, so a second run does only what has changed.
     """
-    params = apply(
-        yaml.load((root / "params.yaml").read_text(encoding="utf-8"), Loader), read_preset(preset), str(preset)
-    )
+    params = yaml.load((root / "params.yaml").read_text(encoding="utf-8"), Loader)
+    if preset:
+        params = apply(params, read_preset(preset), str(preset))
     for name in CODE:
         source, copy = root / name, target / name
         if source.is_dir():

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from pipeline.files import (
 )  # fmt: skip
 from pipeline.params import AutoencoderParams, Params
 from pipeline.report import Progress, say
-from pipeline.runtime import device, precision
+from pipeline.runtime import compiled, device, precision
 from stages.bundled import check_bundled
 from stages.cli import run
 
@@ -45,7 +46,9 @@ def train(
     model = autoencoder.build(p.unshuffle, images.shape[1], p.latent_channels, p.widths, p.layers)
     coder = ImageAutoencoder(model, images.shape[1], (images.shape[2], images.shape[3])).to(where)
     latent = (p.batch_size, p.latent_channels, *(-(-n // coder.factor) for n in coder.size))
-    optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
+    loss_of = compiled(loss_of, where, "autoencoder") if p.compile else loss_of
+    optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)
     curves: list[tuple[float, ...]] = []
     state = State({"model": model}, optimizer, {"curves": curves})
     start = saved.resume(state)
@@ -57,7 +60,7 @@ def train(
             rows = order.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
             noise = random.normal(p.seed, "posterior", step, latent).to(where)
             with precision(p.precision, where):
-                loss, squared, kl = autoencoder.loss(model, coder.pixels(images[rows]), noise, p.kl_weight)
+                loss, squared, kl = loss_of(coder.pixels(images[rows]), noise)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,72 @@
+"""How near encoding, files and all, comes to the autoencoder's bare forward pass, on the same device in the same run.
+
+After `dvc repro`: python -m benchmarks.encode
+"""
+
+import datetime
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import arrays
+from pipeline.files import IMAGES, IMAGES_FORMAT, PARAMS
+from pipeline.params import load_params
+from pipeline.report import Progress
+from pipeline.runtime import precision
+from pipeline.scratch import Scratch
+from stages.encode import Encoder, assemble, parts
+
+ROWS, TIMES = 20_000, 5
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """How long a call takes, until the device has done it."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def main() -> None:
+    p = load_params(PARAMS).encode
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, tempfile.TemporaryDirectory(dir=".") as folder:
+        encoder = Encoder(p, images)
+        rows = min(ROWS, images.shape("train/labels")[0]) // p.batch_size * p.batch_size
+        given = torch.from_numpy(images.read("train/images", 0, rows))
+        ready = [encoder.coder.pixels(part.to(encoder.where)) for part in given.split(p.batch_size)]
+
+        def bare() -> None:
+            for pixels in ready:
+                with precision(p.precision, encoder.where):
+                    encoder.coder.model.encode(pixels)
+
+        def whole(turn: int) -> None:
+            place = Path(folder) / str(turn)
+            place.mkdir()
+            with arrays.writing(place / "latents.h5") as latents, Progress(rows, "encode", "image", False) as progress:
+                assemble(parts({"train": rows}, p.batch_size), encoder, latents, Scratch(place), progress)
+
+        bare()
+        whole(-1)  # both warm
+        pairs = [(seconds_of(bare), seconds_of(partial(whole, i))) for i in range(TIMES)]
+    forward, stage = (rows / np.array(values) for values in zip(*pairs, strict=True))
+    print(
+        f"{datetime.date.today()}, {encoder.where}, {os.cpu_count()} cores, {platform.machine()}, {rows:,} images, {p.precision}"
+    )
+    print("| | images a second, median | least | most |\n|---|---|---|---|")
+    for name, rates in {"bare forward pass": forward, "encoded, kept and assembled": stage}.items():
+        print(f"| {name} | {np.median(rates):,.0f} | {rates.min():,.0f} | {rates.max():,.0f} |")
+    print(f"\nratio, median of {TIMES} pairs: {np.median(stage / forward):.3f}")
+
+
+if __name__ == "__main__":
+    main()
