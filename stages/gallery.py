@@ -32,13 +32,14 @@ def by_class(s: Sources) -> Picture:
 
 
 def certainty(s: Sources) -> Picture:
-    """Three of each class that the classifier is surest of, and three that it is least sure of."""
+    """Three of each class that the classifier is surest of, and three that it is least sure of; fewer of a rare class."""
     classes = np.unique(s.generated["label"])
     members = [np.flatnonzero(s.generated["label"] == label) for label in classes]
     rising = [m[np.argsort(s.generated["log_odds"][m], kind="stable")] for m in members]
-    places = np.stack([np.concatenate([m[:-4:-1], m[:3]]) for m in rising], 1)  # (6, classes)
+    n = min(3, *map(len, rising))
+    places = np.stack([np.concatenate([m[::-1][:n], m[:n]]) for m in rising], 1)  # (2 n, classes)
     grid = np.stack([_rows(s.samples, "generated/images", row) for row in places])
-    captions = ["most", "", "", "least", "", ""]
+    captions = [caption for name in ("most", "least") for caption in (name, *[""] * (n - 1))]
     title = "The classifier is most and least certain of these"
     return Picture("certainty", title, grid, rows=captions, columns=[f"{c:g}" for c in classes])
 
