@@ -8,10 +8,11 @@ from pipeline.pictures import Picture, strip
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1d1f23; --soft: #5d626b; --line: #dfddd6;
-  --good: #1a7f4b; --bad: #b3402e; --c0: #2563b8; --c1: #c2571a; --c2: #2b8a5f; --c3: #8a4fae; --heat: 37 99 184; }
+  --good: #1a7f4b; --bad: #b3402e; --c0: #2563b8; --c1: #c2571a; --c2: #2b8a5f; --c3: #8a4fae;
+  --c4: #b33b6b; --c5: #7a7a2c; --heat: 37 99 184; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15171a; --card: #1d2024; --ink: #e7e6e2; --soft: #a2a7af;
   --line: #34383e; --good: #5fcf96; --bad: #f08a76; --c0: #7fb2f5; --c1: #f2a168; --c2: #6fd0a3; --c3: #cf9cf0;
-  --heat: 127 178 245; } }
+  --c4: #f08fb4; --c5: #cfcf6a; --heat: 127 178 245; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1280px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -51,12 +52,15 @@ svg text { fill: var(--soft); } svg path { fill: none; }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
 svg .line { stroke-width: 2; } svg path.c0 { stroke: var(--c0); } svg path.c1 { stroke: var(--c1); }
 svg path.c2 { stroke: var(--c2); } svg path.c3 { stroke: var(--c3); }
+svg path.c4 { stroke: var(--c4); } svg path.c5 { stroke: var(--c5); }
 svg circle.c0 { fill: var(--c0); } svg circle.c1 { fill: var(--c1); } svg circle.c2 { fill: var(--c2); }
-svg circle.c3 { fill: var(--c3); } svg .ring { fill: none; stroke: var(--ink); stroke-width: 2; }
+svg circle.c3 { fill: var(--c3); } svg circle.c4 { fill: var(--c4); } svg circle.c5 { fill: var(--c5); }
+svg .ring { fill: none; stroke: var(--ink); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 0; font-size: .85rem; }
 .legend span::before { content: ""; display: inline-block; width: 14px; height: 3px; margin: 0 6px 4px 0; background: var(--c0); }
 .legend .c1::before { background: var(--c1); } .legend .c2::before { background: var(--c2); }
-.legend .c3::before { background: var(--c3); }
+.legend .c3::before { background: var(--c3); } .legend .c4::before { background: var(--c4); }
+.legend .c5::before { background: var(--c5); }
 """
 
 

@@ -1,6 +1,7 @@
 """Not a stage of the pipeline: quality against cost, one point a run. `dvc repro sweeps/dvc.yaml` runs them all.
 
 python -m stages.sweep NAME SOLVER EVALUATIONS GUIDANCE → sweeps/points/NAME.json; "default" stands for what params.yaml says.
+dopri5, which chooses its own evaluations, takes a tolerance in their place.
 """
 
 import sys
@@ -22,13 +23,15 @@ from stages.generator import batches, load_generator
 
 POINTS = Path("sweeps/points")
 IMAGES_A_POINT = 2000  # a point is compared with other points alone, and they all have as many
-COST = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # evaluations a step
+COST = {"euler": 1, "euler_maruyama": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # evaluations a step
 
 
 def changed(p: Params, solver: str, evaluations: str, guidance: str) -> Params:
     """The parameters of a point, validated."""
     changes: dict[str, object] = {}
-    if solver != "default":
+    if solver == "dopri5":
+        changes |= {"solver": solver, "rtol": float(evaluations), "atol": float(evaluations) / 10}
+    elif solver != "default":
         if solver not in COST or not evaluations.isdigit() or int(evaluations) % COST[solver]:
             raise UserError(
                 f"sweeps/dvc.yaml: solver '{solver}' with {evaluations} evaluations; it must be one of "

@@ -102,7 +102,9 @@ def test_parts_of_the_page() -> None:
 SWEEPS = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]
 
 
-@pytest.mark.parametrize(("stage", "module"), [("cost", "sweep"), ("guidance", "sweep"), ("report", "sweep_report")])
+@pytest.mark.parametrize(
+    ("stage", "module"), [("cost", "sweep"), ("adaptive", "sweep"), ("guidance", "sweep"), ("report", "sweep_report")]
+)
 def test_deps_of_a_sweep_name_exactly_what_it_imports(stage: str, module: str) -> None:
     listed = {dep.removesuffix(".py").replace("/", ".") for dep in SWEEPS[stage]["deps"] if dep.endswith(".py")}
     assert listed == modules(module)
@@ -112,16 +114,21 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
     (copy / "sweeps").mkdir()
-    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, midpoint, heun, rk4]", "[euler]")
-    small = small.replace("[4, 8, 16, 32]", "[4]").replace("[0, 0.5, 1, default, 1.25, 1.5, 2, 3]", "[default]")
+    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, euler_maruyama, midpoint, heun, rk4]", "[euler]")
+    small = (
+        small.replace("[0.1, 0.03, 0.01, 0.003]", "[0.1]")
+        .replace("[4, 8, 16, 32]", "[4]")
+        .replace("[0, 0.5, 1, default, 1.25, 1.5, 2, 3]", "[default]")
+    )
     (copy / "sweeps/dvc.yaml").write_text(small)
     assert "Running stage" not in command("dvc", "repro", cwd=copy).stdout
     result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Running stage") == 3
+    assert result.stdout.count("Running stage") == 4
     rows = (copy / "sweeps/cost.csv").read_text().splitlines()
     # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; guidance acts at the last two, each a pass more.
-    assert [row.split(",")[::2][:2] for row in rows[1:]] == [["euler", "6"]]
+    assert [row.split(",")[::2][:2] for row in rows[2:]] == [["euler", "6"]]
+    assert rows[1].startswith("dopri5,")
     assert (copy / "sweeps/report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert "Running stage" not in command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy).stdout
 
@@ -130,7 +137,7 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
     ("words", "message"),
     [
         (("rk4", "6", "default"), "sweeps/dvc.yaml: solver 'rk4' with 6 evaluations; it must be"),
-        (("dopri5", "6", "default"), "sweeps/dvc.yaml: solver 'dopri5' with 6 evaluations; it must be"),
+        (("dopri5", "6", "default"), "sweeps/dvc.yaml: sample.rtol is 6.0; it must be"),
         (("default", "default", "-1"), "sweeps/dvc.yaml: sample.guidance_scale is -1.0; it must be at least 0"),
     ],
 )
