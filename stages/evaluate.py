@@ -126,8 +126,8 @@ def main(p: Params) -> None:
         del result["accuracy_generated"]
         found = found._replace(conditions=[c for c in found.conditions if c.name != "accuracy"])
     result["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
-    result["validation_loss"] = round(read_json(FLOW / "record.json", "validation_loss")["validation_loss"], 5)
-    result["bits_per_dim"] = round(read_json(LIKELIHOOD, "bits_per_dim")["bits_per_dim"], 4)
+    result["validation_loss"] = round(read_json(FLOW / "record.json", validation_loss=float)["validation_loss"], 5)
+    result["bits_per_dim"] = round(read_json(LIKELIHOOD, bits_per_dim=float)["bits_per_dim"], 4)
     result["nfe"] = round(nfe, 1)
     write_json(METRICS, result)
     tables(found, sets, near)

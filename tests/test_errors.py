@@ -246,7 +246,7 @@ def test_bad_json_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         if text is not None:
             path.write_text(text)
         with pytest.raises(UserError) as error:
-            read_json(path, "scale")
+            read_json(path, scale=float)
         assert str(error.value) == message
 
 
