@@ -88,6 +88,7 @@ class ArrayFile:
         # Nothing is compressed, so no array and no chunk is larger than the file: no header can ask for all memory.
         filters, most = found.id.get_create_plist().get_nfilters(), self._path.stat().st_size
         large = max(math.prod(found.shape), math.prod(found.chunks or ())) * found.dtype.itemsize > most
+        large |= found.id.get_storage_size() < found.size * found.dtype.itemsize  # a chunk that is lost reads as zeros
         if found.dtype.kind not in "biuf" or not found.fletcher32 or filters != 1 or large:
             raise self._wrong(f"array '{name}' says it is {found.dtype} {found.shape}, which this file can't hold")
         return found

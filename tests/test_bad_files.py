@@ -129,7 +129,7 @@ def attribute(name: str, value: Any) -> Callable[[Path], None]:
     return h5(lambda file: file.attrs.__setitem__(name, value))
 
 
-def leaf(name: str, value: Any) -> Callable[[Path], None]:
+def leaf(name: str, value: Any) -> Callable[[Path], object]:
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
 
 
@@ -155,7 +155,7 @@ def cut(path: Path) -> None:
     save_file(tensors, path)
 
 
-def another(folder: str) -> Callable[[Path], None]:
+def another(folder: str) -> Callable[[Path], object]:
     return lambda path: path.write_bytes((ROOT / "lfm/pretrained" / folder).read_bytes())
 
 
