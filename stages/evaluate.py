@@ -10,6 +10,7 @@ from lfm.psnr import psnr
 from lfm.verdict import verdict
 from lfm.weights import load_model
 from pipeline import arrays
+from pipeline.errors import UserError
 from pipeline.files import (
     CLASSIFIER,
     FLOW,
@@ -107,6 +108,9 @@ def main(p: Params) -> None:
         }
         training = flat(images.read("train/images"))
         nfe, labelled = float(samples.attribute("nfe")), bool(samples.attribute("labelled"))
+    most = min(len(y) for _, y in pictures.values()) // 2
+    if e.kid_blocks > most:
+        raise UserError(f"evaluate.kid_blocks is {e.kid_blocks}; with this many images it must be at most {most}")
     components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
     training = components.transform(training)
     with Progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image", p.runtime.progress) as progress:

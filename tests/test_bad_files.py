@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -11,10 +12,12 @@ from typing import Any
 import h5py
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
-from pipeline.params import Params
+from pipeline.params import Loader, Params
 from pipeline.scratch import Scratch
+from pipeline.workspace import apply
 from stages import cli
 from tests.conftest import ROOT
 from tests.test_pipeline import STAGES
@@ -240,3 +243,64 @@ def test_a_checkpoint_that_is_a_pickle_is_left_out(tmp_path: Path, capsys: pytes
     path.write_bytes(content)
     assert Scratch(tmp_path, "train").read(path) is None
     assert "left out" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stage", "variable", "value", "message"),
+    [
+        ("evaluate", "LFM_DEVICE", "meta",
+         "LFM_DEVICE: 'meta' can't be used here (neither a CPU nor a CUDA GPU); unset it or choose cpu or cuda"),
+        ("encode", "LFM_PROCESSES", "many",
+         "LFM_PROCESSES is 'many'; it must be a number from 1 to 1024: one a GPU is a good choice"),
+    ],
+)  # fmt: skip
+def test_a_bad_environment_is_told(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    stage: str, variable: str, value: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    assert refused(stage, capsys) == message
+
+
+def with_params(path: Path, **leaves: Any) -> None:
+    tree = yaml.load(path.read_text(), Loader)
+    changes = {key.replace("__", "."): value for key, value in leaves.items()}
+    path.write_text(yaml.safe_dump(apply(tree, changes, "test"), sort_keys=False))
+
+
+def test_params_that_contradict_the_data_are_told(
+    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_params(path := spoil("params.yaml"), evaluate__kid_blocks=200)
+    assert refused("evaluate", capsys) == "evaluate.kid_blocks is 200; with this many images it must be at most 150"
+    with_params(path, model__patch_size=3)
+    assert refused("train", capsys) == (
+        "model.patch_size is 3, which does not divide latents of 4×4; choose one of [1, 2, 4]"
+    )
+
+
+def test_what_takes_more_memory_than_there_is_is_told(
+    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_params(spoil("params.yaml"), encode__batch_size=10**9)
+    said = refused("encode", capsys)
+    assert said.startswith("not enough memory (") and "lower batch_size" in said
+
+
+def test_a_diverging_training_stops_and_keeps_its_last_good_checkpoint(
+    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_params(spoil("params.yaml"), train__learning_rate=1.0, train__steps=400, train__gradient_clip=None,
+                train__schedule="constant", runtime__checkpoint_every=50, train__precision="float32")  # fmt: skip
+    before = Path("models/flow/model.safetensors").read_bytes()
+    said = refused("train", capsys)
+    found = re.fullmatch(
+        r"train: the loss is \S+ at step (\d+), and began with \S+ \(the checkpoint of step (\d+) stays\); "
+        r"lower train.learning_rate",
+        said,
+    )
+    assert found, said
+    assert int(found[2]) == int(found[1]) - 50
+    kept = sorted(Path(".dvc/tmp/lfm/train").glob(f"*/step-{int(found[2]):010d}.*"))
+    assert len(kept) == 1 and Scratch(kept[0].parent, "train").read(kept[0])
+    assert Path("models/flow/model.safetensors").read_bytes() == before
