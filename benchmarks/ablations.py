@@ -65,7 +65,7 @@ def main() -> None:
     print(f"| variant | seconds | validation loss | {' | '.join(header)} |\n|---|---|---|{'---|' * len(header)}")
     for name in sys.argv[1:] or VARIANTS:
         flow, seconds = train(name, VARIANTS[name])
-        loss = read_json(flow / "record.json", "validation_loss")["validation_loss"]
+        loss = read_json(flow / "record.json", validation_loss=float)["validation_loss"]
         cells = []
         for scale, interval in GUIDANCE:
             p = SampleParams(**(base.model_dump() | {"guidance_scale": scale, "guidance_interval": interval}))

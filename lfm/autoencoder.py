@@ -16,6 +16,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from lfm.errors import ConfigError
+from lfm.weights import check_finite
 
 logging.set_verbosity_error()
 
@@ -139,16 +140,20 @@ def load(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     if missing:
         raise ConfigError(f"{folder}: no {missing[0]}; an autoencoder's folder holds {CONFIG} and {WEIGHTS}")
     try:
-        name = json.loads((folder / CONFIG).read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
+        name = str(json.loads((folder / CONFIG).read_text()).get("_class_name"))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder / CONFIG}: not a JSON object ({error}); fetch the file again") from error
     if name not in CLASSES:
-        raise ConfigError(f"{folder / CONFIG}: _class_name is {name!r}; accepted are {' and '.join(CLASSES)}")
+        raise ConfigError(f"{folder / CONFIG}: _class_name is {name}; accepted are {' and '.join(CLASSES)}")
     try:
-        model = CLASSES[name].from_pretrained(
-            folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+        model, report = CLASSES[name].from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        strangers = [*report["missing_keys"], *report["unexpected_keys"]]  # diffusers would draw what is missing
+        if strangers:
+            raise ValueError(f"{len(strangers)} weights are missing or too many, such as {strangers[0]}")
+        check_finite(model)
+    except Exception as error:  # diffusers raises anything for a damaged configuration
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(f"{folder}: the weights can't be read ({reason}); fetch or make them again") from error
     return model.eval().requires_grad_(False)

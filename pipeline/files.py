@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from pipeline.errors import UserError
+from pipeline.params import shown
 
 IMAGES = Path("data/images.h5")
 LATENTS = Path("data/latents.h5")
@@ -82,18 +85,28 @@ def publishing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object. Raises `UserError` where it is missing, damaged or lacks one of the keys."""
+def read_json(path: Path, /, **kinds: Any) -> dict[str, Any]:
+    """Read a JSON object. Raises `UserError` where it is missing or damaged, or where the value of a key is not of its
+    kind, a type as pydantic takes it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro` to make it") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); delete it and run `dvc repro`") from error
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    missing = [key for key in kinds if not isinstance(value, dict) or key not in value]
     if missing:
         raise UserError(f"{path}: has no '{missing[0]}'; delete it and run `dvc repro`")
-    return dict(value)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; delete it and run `dvc repro`")
+    for key, kind in kinds.items():
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value[key])
+        except ValidationError as error:
+            raise UserError(
+                f"{path}: '{key}' is {shown(value[key])}, which can't be; delete it and run `dvc repro`"
+            ) from error
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -114,10 +127,17 @@ def read_csv(path: Path, *columns: str) -> dict[str, list[str]]:
     """The columns of a table. Raises `UserError` where it is missing or lacks one of those named."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `dvc repro` to make it")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows, found = list(reader), reader.fieldnames or ()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, found = list(reader), reader.fieldnames or ()
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not a table ({error}); delete it and run `dvc repro`") from error
     missing = [name for name in columns if name not in found]
     if missing:
         raise UserError(f"{path}: has no column '{missing[0]}'; delete it and run `dvc repro`")
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise UserError(
+            f"{path}: holds no rows, or one of another length than its header; delete it and run `dvc repro`"
+        )
     return {name: [row[name] for row in rows] for name in found}

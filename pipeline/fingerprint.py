@@ -35,6 +35,9 @@ class Fingerprint:
         stage = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"][name]
         self.name, self.cmd = name, stage["cmd"]
         self.params = {section: getattr(params, section) for section in sections}
+        missing = next((dep for dep in stage["deps"] if not Path(dep).exists()), None)
+        if missing:
+            raise UserError(f"{missing}: no such file or folder; run `dvc repro` to make it")
         self.inputs = {Path(dep): Input(_stamps(Path(dep)), _digest(Path(dep))) for dep in stage["deps"]}
 
     def key(self) -> str:

@@ -4,6 +4,7 @@ Values live in `params.yaml` alone: there are no defaults here, and nothing is t
 """
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -73,6 +74,10 @@ class ModelParams(_Section):
         if self.width % self.heads or self.width % 4:
             raise ValueError(
                 f"width {self.width} must be a multiple of 4 and of heads ({self.heads}); change one of them"
+            )
+        if self.block == "modern" and self.width % (4 * self.heads):
+            raise ValueError(
+                f"width {self.width} must with block modern be a multiple of 4 · heads ({4 * self.heads}); change one of them"
             )
         return self
 
@@ -219,7 +224,7 @@ def load_params(path: Path) -> Params:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+    except Exception as error:  # PyYAML raises half a dozen kinds for bad tags, and RecursionError
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable as YAML ({reason}); mend that line") from error
     return validate_params(tree, str(path))
@@ -228,16 +233,31 @@ def load_params(path: Path) -> Params:
 def validate_params(tree: Any, origin: str) -> Params:
     """Validate parameters that are already loaded; `origin` is named in errors."""
     if not isinstance(tree, dict):
-        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {tree!r}")
+        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {shown(tree)}")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
 
 
+def shown(value: object) -> str:
+    """A value as an error shows it: on one line, and not longer than a line may be."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 100, 100
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes out
+        return f"a {type(value).__name__} too long to show"
+
+
 def _describe(error: Any) -> str:
     """One pydantic error as a line: key, value, what is accepted."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else shown(p) for p in error["loc"])
+    key = key.partition(".list[")[0].partition(".constrained-")[0]  # a branch of a union
+    if error["type"] == "invalid_key":
+        return f"key {shown(error['input'])} is no text; mend it"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{key} is {shown(error['input'])}; it must be a section of keys"
     if error["type"] == "missing":
         return f"{key} is missing; add it (`git diff params.yaml` shows what was removed)"
     if error["type"] == "extra_forbidden":
@@ -249,4 +269,4 @@ def _describe(error: Any) -> str:
     accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
     for words, ours in WORDS.items():
         accepted = accepted.replace(words, ours)
-    return f"{key} is {error['input']!r}; {accepted}"
+    return f"{key} is {shown(error['input'])}; {accepted}"

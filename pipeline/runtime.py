@@ -25,6 +25,8 @@ def device(rank: int = 0) -> torch.device:
     wanted = f"cuda:{rank % torch.cuda.device_count()}" if wanted == "cuda" and torch.cuda.is_available() else wanted
     try:
         found = torch.device(wanted)
+        if found.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA GPU")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

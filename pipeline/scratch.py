@@ -9,11 +9,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -58,7 +59,8 @@ class Scratch:
         """What `write` kept; None where it is damaged, which is told, and the file removed."""
         content = path.read_bytes()
         if path.name.split(".")[1] == hashlib.sha256(content).hexdigest():
-            return {k: v.clone() for k, v in load(content).items()}  # the loaded ones share one block
+            with suppress(SafetensorError):
+                return {k: v.clone() for k, v in load(content).items()}  # the loaded ones share one block
         say(f"{self.stage}: {path} is damaged (its sha256 is another one than its name says) and left out")
         path.unlink()
         return None

@@ -11,7 +11,7 @@ def check_bundled(section: str, folder: Path, images: ArrayFile) -> None:
     """Refuse bundled weights whose training images are not this data set's training split."""
     if not (folder / "record.json").is_file():
         raise UserError(f"{folder}: no bundled weights; set {section}.source: train in params.yaml")
-    fitted = read_json(folder / "record.json", "train_sha256")["train_sha256"]
+    fitted = read_json(folder / "record.json", train_sha256=str)["train_sha256"]
     found = images.attribute("train_sha256")
     if found != fitted:
         raise UserError(

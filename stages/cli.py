@@ -51,6 +51,9 @@ def _told(error: BaseException) -> str | None:
     """An error in one line; None for one that is a defect of ours."""
     if _no_space(error):
         return "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"not enough memory ({reason}); lower batch_size, or the model's width or depth, in params.yaml"
     if isinstance(error, UserError | ConfigError | OSError):
         return " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
     return None

@@ -10,6 +10,7 @@ from lfm.psnr import psnr
 from lfm.verdict import verdict
 from lfm.weights import load_model
 from pipeline import arrays
+from pipeline.errors import UserError
 from pipeline.files import (
     CLASSIFIER,
     FLOW,
@@ -107,6 +108,9 @@ def main(p: Params) -> None:
         }
         training = flat(images.read("train/images"))
         nfe, labelled = float(samples.attribute("nfe")), bool(samples.attribute("labelled"))
+    most = min(len(y) for _, y in pictures.values()) // 2
+    if e.kid_blocks > most:
+        raise UserError(f"evaluate.kid_blocks is {e.kid_blocks}; with this many images it must be at most {most}")
     components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
     training = components.transform(training)
     with Progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image", p.runtime.progress) as progress:
@@ -126,8 +130,8 @@ def main(p: Params) -> None:
         del result["accuracy_generated"]
         found = found._replace(conditions=[c for c in found.conditions if c.name != "accuracy"])
     result["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
-    result["validation_loss"] = round(read_json(FLOW / "record.json", "validation_loss")["validation_loss"], 5)
-    result["bits_per_dim"] = round(read_json(LIKELIHOOD, "bits_per_dim")["bits_per_dim"], 4)
+    result["validation_loss"] = round(read_json(FLOW / "record.json", validation_loss=float)["validation_loss"], 5)
+    result["bits_per_dim"] = round(read_json(LIKELIHOOD, bits_per_dim=float)["bits_per_dim"], 4)
     result["nfe"] = round(nfe, 1)
     write_json(METRICS, result)
     tables(found, sets, near)

@@ -2,6 +2,9 @@
 
 import gzip
 import hashlib
+import io
+import math
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -20,17 +23,22 @@ class Split(NamedTuple):
     labels: np.ndarray  # (N,) uint8
 
 
+MOST = 1 << 28  # bytes that a file may unpack to; MNIST's largest has 47 million
+
+
 def read_idx(name: str, packed: bytes) -> np.ndarray:
     """A gzipped IDX file of unsigned bytes (LeCun's format): magic 0, 0, 8, rank, then big-endian sizes."""
     try:
-        data = gzip.decompress(packed)
-    except (OSError, EOFError) as error:
+        data = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MOST + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: not a gzip file ({error}); fetch it again") from error
+    if len(data) > MOST:
+        raise UserError(f"{name}: unpacks to more than {MOST:,} bytes; fetch it again")
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise UserError(f"{name}: starts with {data[:4].hex(' ')}, not with the IDX magic 00 00 08; fetch it again")
     shape = np.frombuffer(data, ">u4", data[3], offset=4) if len(data) >= 4 + 4 * data[3] else np.zeros(0)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape))
-    if len(shape) != data[3] or values.size != np.prod(shape, dtype=np.int64):
+    if len(shape) != data[3] or values.size != math.prod(shape.tolist()):
         raise UserError(f"{name}: holds {values.size:,} values, its header says {shape.tolist()}; fetch it again")
     return values.reshape(shape.astype(np.int64))
 

@@ -1,20 +1,25 @@
 """Not a stage: a trained flow as its users need it, read from the folder that `train` makes."""
 
 from pathlib import Path as FilePath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 
 from lfm.latents import LatentScale
 from lfm.path import Path, Velocity, as_velocity, last_time, make_path
 from lfm.transformer import Transformer
 from lfm.weights import load_model
+from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.params import FlowParams
 
-KEYS = (
-    "path", "sigma_min", "prediction", "scale_mean", "scale_std",
-    "image_channels", "image_height", "image_width", "autoencoder_sha256",
-)  # fmt: skip
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+KEYS = {
+    **{name: FlowParams.model_fields[name].annotation for name in ("path", "sigma_min", "prediction")},
+    "scale_mean": list[float], "scale_std": list[Annotated[float, Field(gt=0)]],
+    "image_channels": Positive, "image_height": Positive, "image_width": Positive, "autoencoder_sha256": str,
+}  # fmt: skip
 
 
 class Flow(NamedTuple):
@@ -36,8 +41,10 @@ class Flow(NamedTuple):
 
 def load_flow(folder: FilePath, where: torch.device) -> Flow:
     """Read a trained flow. Raises `UserError` or `ConfigError` where a file is missing or damaged."""
-    flow = read_json(folder / "flow.json", *KEYS)
+    flow = read_json(folder / "flow.json", **KEYS)
     transformer = load_model(folder, Transformer).to(where)
+    if not len(flow["scale_mean"]) == len(flow["scale_std"]) == transformer.channels:
+        raise UserError(f"{folder}: flow.json is of another model than config.json; delete it and run `dvc repro`")
     path = make_path(flow["path"], flow["sigma_min"])
     return Flow(
         transformer,

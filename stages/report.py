@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 from lfm.verdict import SDS, Condition, verdict
 from pipeline import arrays
 from pipeline.charts import Line, chart
+from pipeline.errors import UserError
 from pipeline.files import (
     CLASSIFIER,
     FLOW,
@@ -33,6 +34,7 @@ from pipeline.pictures import Picture, sheet
 from stages.cli import run
 from stages.gallery import GALLERY, Sources
 
+SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
 PACKAGES = ("torch", "diffusers", "torchdiffeq", "numpy", "scipy", "scikit-learn")
 NAMES = {
     "validation": "validation (the floor)",
@@ -44,7 +46,10 @@ NAMES = {
 
 def columns(path: Path) -> dict[str, np.ndarray]:
     """A table of numbers."""
-    return {name: np.array(values, float) for name, values in read_csv(path).items()}
+    try:
+        return {name: np.array(values, float) for name, values in read_csv(path).items()}
+    except ValueError as error:
+        raise UserError(f"{path}: not all numbers ({error}); delete it and run `dvc repro`") from error
 
 
 def judged() -> tuple[list[Condition], list[Condition]]:
@@ -152,7 +157,9 @@ def sha256(path: Path) -> str:
 def provenance(p: Params, images: arrays.ArrayFile) -> str:
     facts = [(f"{split} images", f"sha256 {images.attribute(f'{split}_sha256')}") for split in ("train", "test")]
     facts += [(f"{f.name} weights", f"sha256 {sha256(f / 'model.safetensors')}") for f in (CLASSIFIER, FLOW)]
-    facts.append(("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', 'autoencoder_sha256')['autoencoder_sha256']}"))
+    facts.append(
+        ("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', autoencoder_sha256=str)['autoencoder_sha256']}")
+    )
     facts.append(
         ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]))
     )
@@ -163,7 +170,7 @@ def provenance(p: Params, images: arrays.ArrayFile) -> str:
 
 def main(p: Params) -> None:
     generated, test = (columns(REPORTS / f"{name}.csv") for name in ("generated", "test"))
-    metrics = read_json(METRICS)
+    metrics = read_json(METRICS, **dict.fromkeys(SHOWN, float))
     met, others = judged()
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
         sources = Sources(images, samples, generated, test)

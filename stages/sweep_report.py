@@ -10,11 +10,11 @@ from pipeline.params import Params
 from stages.cli import run
 
 SWEEPS = Path("sweeps")
-KEYS = ("solver", "guidance", "evaluations", "fd", "fd_validation", "accuracy")
+KEYS = {"solver": str, **dict.fromkeys(("guidance", "evaluations", "fd", "fd_validation", "accuracy"), float)}
 
 
 def points(kind: str) -> list[dict[str, Any]]:
-    return [read_json(path, *KEYS) for path in sorted((SWEEPS / "points").glob(f"{kind}-*.json"))]
+    return [read_json(path, **KEYS) for path in sorted((SWEEPS / "points").glob(f"{kind}-*.json"))]
 
 
 def main(p: Params) -> None:
@@ -22,7 +22,7 @@ def main(p: Params) -> None:
     guidance = sorted(points("guidance"), key=lambda q: q["guidance"])
     default = next((q for q in guidance if q["guidance"] == p.sample.guidance_scale), None)
     for name, rows in (("cost", cost), ("guidance", guidance)):
-        write_csv(SWEEPS / f"{name}.csv", KEYS, ([q[key] for key in KEYS] for q in rows))
+        write_csv(SWEEPS / f"{name}.csv", [*KEYS], ([q[key] for key in KEYS] for q in rows))
     solvers = {q["solver"]: [r for r in cost if r["solver"] == q["solver"]] for q in cost}
     lines = {name: ([q["evaluations"] for q in rows], [q["fd"] for q in rows]) for name, rows in solvers.items()}
     scales = [q["guidance"] for q in guidance]

@@ -75,6 +75,33 @@ def test_floats_are_those_of_yaml_1_2(number: str) -> None:
         ("report.zoom", 100, "report.zoom is 100; it must be at most 16"),
         ("evaluate.bootstrap", 1, "evaluate.bootstrap is 1; it must be at least 2"),
         ("evaluate.nearest_quantile", 1.0, "evaluate.nearest_quantile is 1.0; it must be less than 1"),
+        ("classifier.batch_size", 1, "classifier.batch_size is 1; it must be at least 2"),
+        ("classifier.source", "hub", "classifier.source is 'hub'; it must be 'bundled' or 'train'"),
+        ("encode.batch_size", 0, "encode.batch_size is 0; it must be at least 1"),
+        ("likelihood.images", -1, "likelihood.images is -1; it must be at least 1"),
+        (
+            "likelihood.solver",
+            "dopri5",
+            "likelihood.solver is 'dopri5'; it must be 'euler', 'midpoint', 'heun' or 'rk4'",
+        ),
+        ("train.snapshots", "x", "train.snapshots is 'x'; it must be a valid list"),
+        ("train.gradient_clip", float("inf"), "train.gradient_clip is inf; it must be a finite number"),
+        ("runtime.progress", 1, "runtime.progress is 1; it must be a valid boolean"),
+        ("model.mlp_ratio", None, "model.mlp_ratio is None; it must be a valid number"),
+        ("model.depth", 10**6, "model.depth is 1000000; it must be at most 100"),
+        (
+            "model.heads",
+            64,
+            "model.width 128 must with block modern be a multiple of 4 · heads (256); change one of them",
+        ),
+        ("autoencoder.revision", 5, "autoencoder.revision is 5; it must be a valid string"),
+        ("autoencoder.source", "", "autoencoder.source is ''; it must have at least 1 character"),
+        ("autoencoder.kl_weight", "1e-3", "autoencoder.kl_weight is '1e-3'; it must be a valid number"),
+        ("sample.batch_size", "500", "sample.batch_size is '500'; it must be a valid integer"),
+        ("sample.steps", 10**30, "sample.steps is 1000000000000000000000000000000; it must be at most 10000"),
+        ("evaluate.kid_blocks", [10], "evaluate.kid_blocks is [10]; it must be a valid integer"),
+        ("flow.logit_std", {"a": 1}, "flow.logit_std is {'a': 1}; it must be a valid number"),
+        ("data.seed", 2**63, "data.seed is 9223372036854775808; it must be less than 9223372036854775808"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: Any, message: str) -> None:
@@ -246,7 +273,7 @@ def test_bad_json_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         if text is not None:
             path.write_text(text)
         with pytest.raises(UserError) as error:
-            read_json(path, "scale")
+            read_json(path, scale=float)
         assert str(error.value) == message
 
 

@@ -1,0 +1,136 @@
+"""Random input to every reader: it is read aright or refused with the one documented error, and nothing else happens."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import arrays
+from pipeline.errors import UserError
+from pipeline.params import Loader, load_params, validate_params
+from stages.fetch import read_idx
+from tests.conftest import ROOT
+
+settings.register_profile("lfm", derandomize=True, database=None, deadline=None, max_examples=150,
+                          suppress_health_check=list(HealthCheck))  # fmt: skip
+settings.load_profile("lfm")
+
+PARAMS = (ROOT / "params.yaml").read_text()
+TREE = yaml.load(PARAMS, Loader)
+LEAVES = [(section, key) for section, leaves in TREE.items() for key in leaves]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def one_line(error: UserError) -> bool:
+    return "\n" not in str(error) and len(str(error)) < 1000
+
+
+@given(st.sampled_from(LEAVES), VALUES)
+def test_params_near_valid_ones(place: tuple[str, str], value: Any) -> None:
+    tree = {section: dict(leaves) for section, leaves in TREE.items()}
+    tree[place[0]][place[1]] = value
+    try:
+        validate_params(tree, "params.yaml")
+    except UserError as error:
+        assert one_line(error)
+
+
+@given(VALUES)
+def test_params_of_any_kind(tree: Any) -> None:
+    with pytest.raises(UserError) as error:
+        validate_params(tree, "params.yaml")
+    assert one_line(error.value)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda s: s.encode()), st.integers(0, len(PARAMS)))
+def test_text_thrown_into_params_yaml(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_bytes(PARAMS.encode()[:at] + junk + PARAMS.encode()[at:])
+    try:
+        load_params(path)
+    except UserError as error:
+        assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!python/object/apply:os.system [ls]", "[" * 10_000,
+     "a: &a [*a]", "? [1]\n: 2", "\ufeffdata: 1", "a: 0x" + "f" * 9000, "1: 2", "data: 3", '"a\\nb": 1'],
+)  # fmt: skip
+def test_odd_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    assert one_line(error.value)
+
+
+IDX = b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef"
+
+
+@given(st.binary(max_size=200))
+def test_bytes_as_idx(packed: bytes) -> None:
+    with pytest.raises(UserError):
+        read_idx("a.gz", packed)
+
+
+@given(st.integers(0, 255), st.lists(st.integers(0, 2**32 - 1), max_size=260), st.binary(max_size=40))
+def test_headers_that_lie(rank: int, sizes: list[int], values: bytes) -> None:
+    header = bytes([0, 0, 8, rank]) + np.array(sizes, ">u4").tobytes()
+    try:
+        found = read_idx("a.gz", gzip.compress(header + values, 1))
+    except UserError:
+        return
+    assert found.nbytes <= len(header + values)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_a_changed_byte_of_idx(at: int, flip: int) -> None:
+    packed = bytearray(gzip.compress(IDX, mtime=0))
+    packed[at % len(packed)] ^= flip
+    try:
+        assert read_idx("a.gz", bytes(packed)).tobytes() == b"abcdef"
+    except UserError as error:
+        assert one_line(error)
+
+
+def test_a_gzip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.fetch.MOST", 1000)
+    with pytest.raises(UserError, match=r"a.gz: unpacks to more than 1,000 bytes; fetch it again"):
+        read_idx("a.gz", gzip.compress(bytes(10**7)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("fuzz") / "x.h5"
+    with arrays.writing(path) as file:
+        file.add("train/mean", np.arange(64, dtype=np.float32).reshape(8, 8))
+        file.add("train/labels", np.arange(8, dtype=np.uint8))
+        file.attributes(format="test/1", classes=8)
+    return path, path.read_bytes()
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 255)), min_size=1, max_size=4), st.integers(0, 10**9))
+def test_changed_bytes_of_hdf5(store: tuple[Path, bytes], flips: list[tuple[int, int]], cut: int) -> None:
+    path, whole = store
+    content = bytearray(whole if cut % 4 else whole[: cut % len(whole)])
+    for at, flip in flips:
+        if content:
+            content[at % len(content)] ^= flip
+    path.write_bytes(content)
+    try:
+        with arrays.reading(path, "test/1") as file:
+            for name in ("train/mean", "train/labels"):
+                assert file.read(name).nbytes <= len(content)
+    except UserError as error:
+        assert one_line(error) and "x.h5" in str(error)
