@@ -77,19 +77,35 @@ class Streamed:
     def _hold(self, window: order.Window) -> Latents:
         if window is not self.window:
             self.held: Latents | None = None  # first make room
-            self.held = _joined([read(self.file, self.split, self.scale, self.where, *b) for b in window.blocks])
+            self.held = read(self.file, self.split, self.scale, self.where, window.blocks)
             self.window = window
         assert self.held is not None
         return self.held
 
 
 def read(
-    file: ArrayFile, split: str, scale: LatentScale, where: torch.device, start: int = 0, stop: int | None = None
+    file: ArrayFile, split: str, scale: LatentScale, where: torch.device, blocks: list[tuple[int, int]] | None = None
 ) -> Latents:
-    """Rows of one split, all by default."""
-    mean, std = (torch.from_numpy(file.read(f"{split}/{name}", start, stop)) for name in ("mean", "std"))
-    labels = torch.from_numpy(file.read(f"{split}/labels", start, stop)).long()
-    return Latents(scale.normalise(mean).to(where), (std / scale.std[:, None, None]).to(where), labels.to(where))
+    """Rows of one split, those of some blocks side by side, or all. Beside the result, one block at a time is in memory."""
+    rows, *shape = file.shape(f"{split}/mean")
+    blocks = blocks or [(first, min(first + order.BLOCK, rows)) for first in range(0, rows, order.BLOCK)]
+    total = sum(stop - first for first, stop in blocks)
+    held = Latents(
+        torch.empty(total, *shape, device=where),
+        torch.empty(total, *shape, device=where),
+        torch.empty(total, dtype=torch.int64, device=where),
+    )
+    place = 0
+    for first, stop in blocks:
+        here = slice(place, place + stop - first)
+        mean, std, labels = (
+            torch.from_numpy(file.read(f"{split}/{n}", first, stop)) for n in ("mean", "std", "labels")
+        )
+        held.mean[here] = scale.normalise(mean).to(where)
+        held.std[here] = (std / scale.std[:, None, None]).to(where)
+        held.labels[here] = labels.to(where)
+        place = here.stop
+    return held
 
 
 def opened(file: ArrayFile, split: str, scale: LatentScale, where: torch.device, megabytes: int) -> Store:
