@@ -1,5 +1,6 @@
 """What a stage says while it works: nothing here can change a result."""
 
+import math
 import sys
 
 from tqdm import tqdm
@@ -25,7 +26,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, n: int = 1, **figures: float) -> None:
-        """Move on by n; `figures` stand behind the bar."""
+        """Move on by n; `figures` stand behind the bar, but for those that are not known yet: nan."""
         if figures:
-            self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+            self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items() if not math.isnan(v)}, refresh=False)
         self._bar.update(n)

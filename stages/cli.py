@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def run(main: Callable[[Params], None], *sections: str) -> None:
 
     Exit code 2 for a user's mistake, 128 + signal where one ended it; `LFM_DEBUG=1` shows tracebacks.
     """
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm in bf16, as autocast has it
     with ending_by_signal():
         try:
             root = Path(__file__).resolve().parent.parent
