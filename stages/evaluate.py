@@ -10,6 +10,7 @@ from lfm.psnr import psnr
 from lfm.verdict import verdict
 from lfm.weights import load_model
 from pipeline import arrays
+from pipeline.arrays import ArrayFile
 from pipeline.errors import UserError
 from pipeline.files import (
     CLASSIFIER,
@@ -94,10 +95,23 @@ def tables(found: Findings, sets: dict[str, View], near: dict[str, tuple[np.ndar
     write_csv(REPORTS / "nearest.csv", ("percent", *near), [(i, *q.tolist()) for i, q in enumerate(quantiles)])
 
 
+def same_data(images: ArrayFile, samples: ArrayFile) -> None:
+    """Raises `UserError` where images, samples and classifier are not of one data set."""
+    expected, found = images.attribute("dataset"), samples.attribute("dataset")
+    if found != expected:
+        raise UserError(f"{SAMPLES}: of data set '{found}', but {IMAGES} is of '{expected}'; run `dvc repro`")
+    fitted = read_json(CLASSIFIER / "record.json", train_sha256=str)["train_sha256"]
+    if fitted != images.attribute("train_sha256"):
+        raise UserError(
+            f"{CLASSIFIER}: fitted on other images ({fitted[:12]}…) than those of {IMAGES}; run `dvc repro`"
+        )
+
+
 def main(p: Params) -> None:
     classifier = load_model(CLASSIFIER, Classifier).to(device())
     e = p.evaluate
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
+        same_data(images, samples)
         real, labels = ({s: images.read(f"{s}/{a}") for s in ("validation", "test")} for a in ("images", "labels"))
         decoded = {split: samples.read(f"reconstructed/{split}") for split in real}
         pictures = {

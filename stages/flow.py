@@ -10,8 +10,9 @@ from lfm.latents import LatentScale
 from lfm.path import Path, Velocity, as_velocity, last_time, make_path
 from lfm.transformer import Transformer
 from lfm.weights import load_model
+from pipeline.arrays import ArrayFile
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import FLOW, LATENTS, read_json
 from pipeline.params import FlowParams
 
 Positive = Annotated[int, Field(ge=1, le=10**6)]
@@ -37,6 +38,16 @@ class Flow(NamedTuple):
     def shape(self) -> list[int]:
         """Of one latent: channels, height, width."""
         return [self.transformer.channels, self.transformer.size, self.transformer.size]
+
+
+def check_latents(flow: Flow, latents: ArrayFile) -> None:
+    """Raises `UserError` where the latents are not of the autoencoder that the flow was trained with."""
+    found = str(latents.attribute("autoencoder_sha256"))
+    if found != flow.autoencoder_sha256:
+        raise UserError(
+            f"{LATENTS}: made by another autoencoder ({found[:12]}…) than the one that {FLOW} was trained with "
+            f"({flow.autoencoder_sha256[:12]}…); run `dvc repro`"
+        )
 
 
 def load_flow(folder: FilePath, where: torch.device) -> Flow:

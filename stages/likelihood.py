@@ -12,14 +12,13 @@ from lfm.latents import draw
 from lfm.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.solver import time_grid
 from pipeline import arrays, random, scratch
-from pipeline.errors import UserError
 from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, LIKELIHOOD, write_json
 from pipeline.params import LikelihoodParams, Params
 from pipeline.report import Progress, say
 from pipeline.runtime import device
 from pipeline.scratch import NOWHERE, Scratch
 from stages.cli import run
-from stages.flow import Flow, load_flow
+from stages.flow import Flow, check_latents, load_flow
 
 
 def probes(p: LikelihoodParams, rows: range, shape: list[int]) -> Tensor:
@@ -59,10 +58,8 @@ def main(p: Params) -> None:
     flow = load_flow(FLOW, device())
     flow.transformer.requires_grad_(False)
     with arrays.reading(LATENTS, LATENTS_FORMAT) as latents:
-        available = latents.shape("test/labels")[0]
-        n = min(p.likelihood.images, available)
-        if latents.shape("test/mean")[1:] != tuple(flow.shape):
-            raise UserError(f"{LATENTS}: latents of another shape than {FLOW} was trained on; run `dvc repro`")
+        check_latents(flow, latents)
+        n = min(p.likelihood.images, latents.shape("test/labels")[0])
         with scratch.opened() as saved:
             nats = log_likelihoods(flow, latents, n, p.likelihood, p.runtime.progress, saved)
     bits = -nats / math.log(2) / math.prod(flow.shape)

@@ -11,6 +11,7 @@ from pipeline.params import Params
 from pipeline.report import Progress
 from pipeline.scratch import Scratch
 from stages.cli import run
+from stages.flow import check_latents
 from stages.generator import Generator, batches, load_generator
 from stages.uses import Uses
 
@@ -95,6 +96,7 @@ def main(p: Params) -> None:
         arrays.reading(FLOW / "progress.h5", PROGRESS_FORMAT) as snapshots,
     ):
         generator = load_generator(FLOW, AUTOENCODER, p.sample)
+        check_latents(generator.flow, latents)
         labels = latents.read("test/labels")
         total = len(labels) + sum(latents.shape(f"{split}/labels")[0] for split in REAL)
         with scratch.opened() as saved, arrays.writing(SAMPLES) as out:
