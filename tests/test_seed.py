@@ -44,7 +44,7 @@ def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for split, n in {"train": 16, "validation": 8, "test": 8}.items():
             out.add(f"{split}/images", g.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8))
             out.add(f"{split}/labels", (np.arange(n) % 2).astype(np.uint8))
-        out.attributes(format=IMAGES_FORMAT, dataset="noise", classes=2, train_sha256="0" * 64)
+        out.attributes(format=IMAGES_FORMAT, dataset="noise", classes=2, train_sha256="0" * 64, test_sha256="1" * 64)
     p = seed_params(tmp_path / "vae", sha256_of(Path("vae"), autoencoder.FILES))
     for stage in (autoencoder, encode, train, sample):
         stage.main(p)
