@@ -16,6 +16,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from lfm.errors import ConfigError
+from lfm.latents import LatentScale
 from lfm.weights import check_finite
 
 logging.set_verbosity_error()
@@ -41,6 +42,10 @@ class ImageAutoencoder:
             raise ConfigError(
                 f"autoencoder: in_channels is {inputs}; accepted are {sorted(FOLDS)} (colours × unshuffle²)"
             )
+        if model.config.out_channels != inputs:
+            raise ConfigError(
+                f"autoencoder: in_channels is {inputs} and out_channels {model.config.out_channels}; they must be equal"
+            )
         self.colours, self.fold = FOLDS[inputs]
         if channels == 3 and self.colours == 1:
             raise ConfigError(
@@ -50,6 +55,13 @@ class ImageAutoencoder:
         self.factor = self.fold * _downsampling(model)
         padding = [-n % self.factor for n in size]
         self.pad = [part for p in reversed(padding) for part in (p // 2, p - p // 2)]  # left, right, top, bottom
+        rows, columns = ((n + p) // self.factor for n, p in zip(size, padding, strict=True))
+        if rows != columns:
+            raise ConfigError(
+                f"autoencoder: images of {size[0]}×{size[1]} become latents of {rows}×{columns}, and the flow takes square ones"
+            )
+        side = self.factor // self.fold * rows  # of what the model takes and gives
+        self.taken, self.latent = (inputs, side, side), (model.config.latent_channels, rows, columns)
 
     def to(self, device: torch.device) -> "ImageAutoencoder":
         """Move the model, its convolutions in channels-last order."""
@@ -64,6 +76,7 @@ class ImageAutoencoder:
 
     def images(self, pixels: Tensor) -> Tensor:
         """What the model returns → 8-bit images (B, C, H, W)."""
+        self._check("decodes latents to", pixels, self.taken)
         x = F.pixel_shuffle(pixels.float(), self.fold)
         if self.channels == 1 and self.colours == 3:
             x = (x * torch.tensor(LUMA, device=x.device)[:, None, None]).sum(1, keepdim=True)
@@ -75,12 +88,45 @@ class ImageAutoencoder:
         """8-bit images (B, C, H, W) → mean and standard deviation of the posterior, each (B, c, h, w) float32."""
         encoded = self.model.encode(self.pixels(images))
         if isinstance(self.model, AutoencoderTiny):  # no posterior
-            return encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
-        return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+            mean, std = encoded.latents, torch.zeros_like(encoded.latents)
+        else:
+            mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+        self._check("encodes images to", mean, self.latent)
+        return mean.float(), std.float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) → 8-bit images (B, C, H, W)."""
         return self.images(self.model.decode(latents).sample)
+
+    def _check(self, does: str, found: Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(found.shape[1:]) != expected:
+            raise ConfigError(
+                f"autoencoder: {does} {list(found.shape[1:])}, where its configuration and images of "
+                f"{[self.channels, *self.size]} give {list(expected)}; choose another source"
+            )
+
+    def scale(self) -> LatentScale:
+        """The scale that the configuration names: flows see (z − shift_factor) · scaling_factor of latents z, with
+        `latents_mean` and `latents_std` a channel where it has them.
+
+        diffusers takes 0.18215, Stable Diffusion's, where the file of an `AutoencoderKL` has no scaling_factor at all.
+        """
+        config, ones = self.model.config, [1.0] * self.latent[0]
+        shift, factor = config.get("shift_factor"), config.get("scaling_factor")
+        try:
+            means, stds = config.get("latents_mean") or [shift or 0.0] * len(ones), config.get("latents_std") or ones
+            mean, std = torch.tensor(means, dtype=torch.float64), torch.tensor(stds, dtype=torch.float64) / factor
+            fits = mean.shape == std.shape == (len(ones),) and bool(
+                (mean.isfinite() & std.isfinite() & (std > 0)).all()
+            )
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ConfigError(
+                f"autoencoder: its configuration has scaling_factor {factor!r} and shift_factor {shift!r}, which make no scale; "
+                "set encode.scale: measured"
+            )
+        return LatentScale(mean.float(), std.float())
 
 
 def _downsampling(model: AutoencoderKL | AutoencoderTiny) -> int:

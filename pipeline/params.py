@@ -57,6 +57,7 @@ class ClassifierParams(_Section):
 
 
 class EncodeParams(_Section):
+    scale: Literal["measured", "config"]
     batch_size: Count
     precision: Precision
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
 from lfm import autoencoder
@@ -14,7 +13,7 @@ from lfm.augment import shifted
 from lfm.autoencoder import ImageAutoencoder
 from lfm.psnr import psnr
 from lfm.schedule import warmup_cosine
-from pipeline import arrays, order, random, scratch
+from pipeline import arrays, hub, order, random, scratch
 from pipeline.checkpoint import Checkpoints, State
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -82,7 +81,7 @@ def reconstruct(coder: ImageAutoencoder, images: Tensor, name: str) -> Tensor:
         return torch.cat([coder.decode(coder.moments(part)[0]) for part in images.split(500)])
 
 
-def bring(source: str, revision: str | None) -> Path:
+def bring(source: str, revision: str | None, show: bool) -> Path:
     """The folder of an autoencoder that the user names: a local directory, or a hub id that is downloaded.
 
     Raises `UserError` where it is missing or its content is not the one that `revision` pins.
@@ -101,25 +100,21 @@ def bring(source: str, revision: str | None) -> Path:
         )
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         try:
-            newest = f"set autoencoder.revision: {HfApi().model_info(source).sha}"
+            newest = f"set autoencoder.revision: {hub.newest(source)}"
         except Exception as error:  # the hub's client raises many kinds, and this is only a hint
             newest = f"its newest could not be asked for ({type(error).__name__}); copy it from the model's page"
         raise UserError(
             f"autoencoder.revision is {revision!r}; for the hub's {source} it must be a commit of 40 hex digits: {newest}"
         )
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # as above: whatever happened, the way out is the same
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"autoencoder.source: {source} at {revision[:12]} could not be downloaded ({reason}); go online, or "
-            "download it elsewhere and set autoencoder.source to that directory"
-        ) from error
+        return hub.files(source, revision, FILES, show)
+    except UserError as error:
+        raise UserError(f"autoencoder.source: {error}") from error
 
 
-def adopt(source: str, revision: str | None, sample: Tensor) -> autoencoder.AutoencoderKL | autoencoder.AutoencoderTiny:
-    """An autoencoder that the user names, tried on one image (1, C, H, W)."""
-    model = autoencoder.load(bring(source, revision))
+def adopt(source: str, folder: Path, sample: Tensor) -> autoencoder.AutoencoderKL | autoencoder.AutoencoderTiny:
+    """The autoencoder of a folder that the user named as `source`, tried on one image (1, C, H, W)."""
+    model = autoencoder.load(folder)
     coder = ImageAutoencoder(model, sample.shape[1], (sample.shape[2], sample.shape[3]))
     try:
         with torch.no_grad():
@@ -140,7 +135,8 @@ def main(p: Params) -> None:
             shutil.copytree(BUNDLED, folder, dirs_exist_ok=True)
             return
         if source != "train":
-            model = adopt(source, p.autoencoder.revision, torch.from_numpy(file.read("train/images", 0, 1)))
+            brought = bring(source, p.autoencoder.revision, p.runtime.progress)
+            model = adopt(source, brought, torch.from_numpy(file.read("train/images", 0, 1)))
             autoencoder.save(folder, model)
             write_json(folder / "record.json", {"source": source, "revision": p.autoencoder.revision})
             return

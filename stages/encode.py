@@ -8,8 +8,10 @@ import torch
 
 from lfm import autoencoder
 from lfm.autoencoder import ImageAutoencoder
+from lfm.latents import LatentScale
 from pipeline import arrays, order, ranks, scratch
 from pipeline.arrays import ArrayFile, ArrayWriter
+from pipeline.errors import UserError
 from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
 from pipeline.params import EncodeParams, Params
 from pipeline.report import Progress
@@ -18,6 +20,7 @@ from pipeline.scratch import Scratch
 from stages.cli import run
 
 BATCHES = 8  # a part is so many
+LARGEST = 1e18  # a latent whose square float32 still holds
 
 
 class Part(NamedTuple):
@@ -52,6 +55,11 @@ class Encoder:
             with precision(self.p.precision, self.where):
                 found.append(self.coder.moments(given.to(self.where, non_blocking=True)))
         mean, std = (torch.cat(values)[: len(images)].cpu().numpy() for values in zip(*found, strict=True))
+        if not np.maximum(np.abs(mean).max(), std.max()) < LARGEST:
+            raise UserError(
+                f"{AUTOENCODER}: encodes images of {part.split} to numbers that are not finite or too large; try "
+                "encode.precision: float32, or set another autoencoder.source"
+            )
         return {"mean": mean, "std": std}
 
 
@@ -103,6 +111,18 @@ def assemble(
     return total
 
 
+def measured(first: np.ndarray, second: np.ndarray, noise: np.ndarray) -> LatentScale:
+    """The scale from what `assemble` returns."""
+    std = np.sqrt(np.maximum(second - first**2 + noise, 0))
+    still = std <= 1e-6 * np.sqrt(second)  # float32 cannot tell its values apart
+    if still.any():
+        raise UserError(
+            f"{AUTOENCODER}: channel {int(still.argmax())} of its latents is the same for all images, so it has no scale; set "
+            "encode.scale: config, or another autoencoder.source"
+        )
+    return LatentScale(*(torch.from_numpy(values.astype(np.float32)) for values in (first, std)))
+
+
 def main(p: Params) -> None:
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, scratch.opened() as saved:
         lengths = {split: images.shape(f"{split}/labels")[0] for split in SPLITS}
@@ -110,13 +130,15 @@ def main(p: Params) -> None:
         if ranks.processes() > 1:
             ranks.together(work, p, todo, saved)
         encoder = Encoder(p.encode, images)
+        named = encoder.coder.scale() if p.encode.scale == "config" else None
         with arrays.writing(LATENTS) as latents:
             with Progress(rows(todo), "encode", "image", p.runtime.progress) as progress:
-                first, second, noise = assemble(todo, encoder, latents, saved, progress)
+                sums = assemble(todo, encoder, latents, saved, progress)
             for split in SPLITS:
                 latents.add(f"{split}/labels", images.read(f"{split}/labels"))
-            latents.add("scale/mean", first.astype(np.float32))
-            latents.add("scale/std", np.sqrt(second - first**2 + noise).astype(np.float32))
+            scale = named or measured(*sums)
+            latents.add("scale/mean", scale.mean.numpy())
+            latents.add("scale/std", scale.std.numpy())
             latents.attributes(
                 format=LATENTS_FORMAT,
                 dataset=images.attribute("dataset"),

@@ -6,11 +6,14 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from pipeline import arrays
+from pipeline.files import IMAGES, IMAGES_FORMAT, SPLITS
 from pipeline.workspace import make_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +40,18 @@ def repro(workspace: Path) -> str:
     result = command("dvc", "repro", cwd=workspace)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def write_noise(train: int, others: int, size: tuple[int, int] = (28, 28)) -> None:
+    """An images.h5 of grey noise with two labels, in the working directory: so many images to train on, and for each other
+    split."""
+    g = np.random.default_rng(0)
+    with arrays.writing(IMAGES) as out:
+        for split, n in zip(SPLITS, (train, others, others), strict=True):
+            out.add(f"{split}/images", g.integers(0, 256, (n, 1, *size), dtype=np.uint8))
+            out.add(f"{split}/labels", (np.arange(n) % 2).astype(np.uint8))
+        checksums = {"train_sha256": "0" * 64, "test_sha256": "1" * 64}
+        out.attributes(format=IMAGES_FORMAT, dataset="noise", classes=2, **checksums)
 
 
 @pytest.fixture(scope="session")

@@ -362,20 +362,20 @@ def test_a_good_idx_file_is_read() -> None:
 def test_an_autoencoder_from_a_directory_is_pinned_by_its_content(tmp_path: Path) -> None:
     folder = tmp_path / "vae"
     with pytest.raises(UserError) as error:
-        bring(str(folder), None)
+        bring(str(folder), None, False)
     assert str(error.value) == (
         f"autoencoder.source: '{folder}' is neither bundled, train, a directory that exists nor a hub id (owner/name); "
         "mend it"
     )
     autoencoder.save(folder, autoencoder.build(4, 1, 4, [8, 16], 1))
     with pytest.raises(UserError) as error:
-        bring(str(folder), None)
+        bring(str(folder), None, False)
     message, _, digest = str(error.value).rpartition(" ")
     assert message.startswith(f"autoencoder.revision is None, but the content of {folder} has {digest}; set")
-    assert bring(str(folder), digest) == folder
+    assert bring(str(folder), digest, False) == folder
     (folder / autoencoder.WEIGHTS).write_bytes((folder / autoencoder.WEIGHTS).read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"autoencoder\.revision is"):
-        bring(str(folder), digest)
+        bring(str(folder), digest, False)
 
 
 def test_a_hub_id_needs_a_commit_and_says_so_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +385,14 @@ def test_a_hub_id_needs_a_commit_and_says_so_when_offline(monkeypatch: pytest.Mo
     with pytest.raises(
         UserError, match=r"autoencoder.revision is 'main'; for the hub's a/b it must be a commit of 40 hex"
     ):
-        bring("a/b", "main")
-    with pytest.raises(UserError, match=r"autoencoder.source: a/b at 0{12} could not be downloaded \("):
-        bring("a/b", "0" * 40)
+        bring("a/b", "main", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
+    with pytest.raises(UserError) as error:
+        bring("a/b", "0" * 40, False)
+    assert str(error.value) == (
+        "autoencoder.source: a/b at 000000000000: config.json could not be downloaded (HF_HUB_OFFLINE is set, and the cache in "
+        "/nowhere has none); go online, or download it elsewhere and name that directory"
+    )
 
 
 def test_models_that_cannot_be_read_are_told(tmp_path: Path) -> None:

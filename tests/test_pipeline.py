@@ -13,7 +13,9 @@ import grimp
 import pytest
 import yaml
 from dvc.repo import Repo
+from safetensors.torch import load_file, save_file
 
+from pipeline.files import sha256_of
 from pipeline.params import Loader
 from pipeline.workspace import make_workspace
 from tests.conftest import ROOT, command, repro
@@ -153,6 +155,30 @@ def test_a_change_that_gives_the_same_bytes_stops_there(changeable: Path) -> Non
         # The record changes and no weight does: encode and sample run, make what they made before; the page shows it.
         assert sorted(ran(repro(changeable))) == ["autoencoder", "encode", "report", "sample"]
     assert ran(repro(changeable)) == []
+
+
+def test_another_autoencoder_reruns_what_rests_on_it_and_going_back_runs_nothing(
+    changeable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory with other weights: `autoencoder` and `encode`, then what reads one of their outs and nothing else."""
+    monkeypatch.chdir(changeable)
+    before, files = outs(changeable), ("config.json", "diffusion_pytorch_model.safetensors")
+    for name in files:
+        shutil.copyfile(changeable / "models/autoencoder" / name, tmp_path / name)
+    weights = load_file(tmp_path / files[1])
+    save_file({name: 1.1 * value for name, value in weights.items()}, tmp_path / files[1], {"format": "pt"})
+    with (
+        changed(changeable, "autoencoder", "source", str(tmp_path)),
+        changed(changeable, "autoencoder", "revision", sha256_of(tmp_path, files)),
+    ):
+        result = command("dvc", "repro", "encode", cwd=changeable)
+        assert ran(result.stdout) == ["autoencoder", "encode"], result.stderr
+        assert ran(command("dvc", "repro", "encode", cwd=changeable).stdout) == []
+        with Repo(str(changeable)) as repo:
+            waiting = repo.status()
+    assert set(waiting) == {"train", "sample", "likelihood", "report"}, "the page shows the parameters"
+    assert outs(changeable) != before
+    assert ran(repro(changeable)) == [] and outs(changeable) == before
 
 
 def outs(workspace: Path) -> dict[str, str]:

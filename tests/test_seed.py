@@ -10,18 +10,19 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from lfm.latents import LatentScale
 from lfm.transformer import Transformer
 from lfm.weights import load_model
 from pipeline import arrays
-from pipeline.files import FLOW, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
+from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
 from pipeline.params import Loader, Params, validate_params
 from pipeline.workspace import apply, read_preset
-from stages import autoencoder, encode, sample, train
-from tests.conftest import ROOT
+from stages import autoencoder, encode, sample, store, train
+from tests.conftest import ROOT, write_noise
 
 CUT = {
     "train.steps": 2, "train.batch_size": 4, "train.snapshots": [1], "train.compile": False,
-    "encode.batch_size": 16, "sample.batch_size": 8, "sample.trajectory_times": [0, 1], "sample.inversion_steps": 2,
+    "encode.batch_size": 4, "sample.batch_size": 4, "sample.trajectory_times": [0, 1], "sample.inversion_steps": 2,
 }  # fmt: skip
 
 
@@ -39,23 +40,26 @@ def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
     ).save_pretrained("vae")  # fmt: skip
-    g = np.random.default_rng(0)
-    with arrays.writing(IMAGES) as out:
-        for split, n in {"train": 16, "validation": 8, "test": 8}.items():
-            out.add(f"{split}/images", g.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8))
-            out.add(f"{split}/labels", (np.arange(n) % 2).astype(np.uint8))
-        out.attributes(format=IMAGES_FORMAT, dataset="noise", classes=2, train_sha256="0" * 64, test_sha256="1" * 64)
+    write_noise(8, 4)
     p = seed_params(tmp_path / "vae", sha256_of(Path("vae"), autoencoder.FILES))
     for stage in (autoencoder, encode, train, sample):
         stage.main(p)
 
     with arrays.reading(LATENTS, LATENTS_FORMAT) as latents:
-        assert latents.shape("train/mean") == (16, 4, 4, 4), "28×28 grey, padded to 32×32 in three channels"
+        assert latents.shape("train/mean") == (8, 4, 4, 4), "28×28 grey, padded to 32×32 in three channels"
+        scale = LatentScale(*(torch.from_numpy(latents.read(f"scale/{name}")) for name in ("mean", "std")))
+        data = store.read(latents, "train", scale, torch.device("cpu"))
+        for seen, name in (
+            (data.mean, "mean"),
+            (data.std, "std"),
+        ):  # exact but for the rounding of 1 / 0.18215 and of z / it
+            z = torch.from_numpy(latents.read(f"train/{name}"))
+            torch.testing.assert_close(seen, 0.18215 * z, rtol=2.0**-22, atol=0)
     model = load_model(FLOW, Transformer)
     assert sum(w.numel() for w in model.parameters()) + model.positions.numel() == 129_537_808
     assert np.isfinite(json.loads((FLOW / "record.json").read_text())["validation_loss"])
     with arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
-        assert samples.shape("generated/images") == (8, 1, 28, 28)
+        assert samples.shape("generated/images") == (4, 1, 28, 28)
         assert samples.attribute("labelled") == 0
         evaluations = samples.attribute("nfe")
         assert isinstance(evaluations, float) and evaluations >= 14, (
