@@ -45,7 +45,7 @@ def train(
     torch.manual_seed(random.torch_seed(p.seed, "autoencoder"))
     model = autoencoder.build(p.unshuffle, images.shape[1], p.latent_channels, p.widths, p.layers)
     coder = ImageAutoencoder(model, images.shape[1], (images.shape[2], images.shape[3])).to(where)
-    latent = (p.batch_size, p.latent_channels, *(-(-n // coder.factor) for n in coder.size))
+    latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
     loss_of = compiled(loss_of, where, "autoencoder") if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, write_noise
 
 CUT = {
     "train.steps": 2, "train.batch_size": 4, "train.snapshots": [1], "train.compile": False,
-    "encode.batch_size": 4, "sample.batch_size": 4, "sample.trajectory_times": [0, 1], "sample.inversion_steps": 2,
+    "encode.batch_size": 4, "sample.batch_size": 4, "sample.trajectory_times": [0, 1], "sample.inversion_steps": 1,
 }  # fmt: skip
 
 
@@ -35,6 +35,8 @@ def seed_params(source: Path, revision: str) -> Params:
 
 def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("stages.train.SNAPSHOT_NOISES", "stages.train.SNAPSHOT_STEPS", "stages.uses.BETWEEN"):
+        monkeypatch.setattr(name, 2)  # pictures, each of which costs as much as the training here
     torch.manual_seed(0)
     AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2,
