@@ -80,8 +80,8 @@ def _download(model: str, commit: str, name: str, show: bool) -> Path:
     etag = about.etag or ""
     if about.commit_hash != commit or about.size is None or not HASH.fullmatch(etag):
         raise UserError(
-            f"{url}: answers with commit {about.commit_hash}, hash {etag or None} and size {about.size}, which the hub does "
-            "not; see HF_ENDPOINT"
+            f"{url}: answers with commit {about.commit_hash}, hash {about.etag} and size {about.size}, not as the hub would; "
+            "see HF_ENDPOINT"
         )
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{model.replace('/', '--')}"
     blob = cache / folder / "blobs" / etag

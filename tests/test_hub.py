@@ -43,9 +43,12 @@ class Hub:
         self.half_sent, self.go_on = threading.Event(), threading.Event()
         self.error: tuple[int, str] | None = None
         self.damage, self.ranges = False, True
+        self.commit, self.tag = COMMIT, ""  # what it says it serves
         self.address = ""
 
     def etag(self, path: str) -> str:
+        if self.tag:
+            return self.tag
         content = self.files[path]
         if path.endswith(".json"):
             return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -84,7 +87,7 @@ def handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
             self.send_header("ETag", f'"{hub.etag(self.path)}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", hub.commit)
             self.end_headers()
             return True
 
@@ -232,6 +235,15 @@ def test_what_cannot_be_had_is_told_in_one_line(tmp_path: Path, hub: Hub, monkey
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr("pipeline.hub.time.sleep", lambda seconds: None)
+    for commit, tag in (("f" * 40, ""), (COMMIT, "../../../elsewhere")):
+        hub.commit, hub.tag = commit, tag
+        with pytest.raises(UserError) as other:
+            bring(MODEL, COMMIT, False)
+        assert str(other.value) == (
+            f"autoencoder.source: {hub.address}{CONFIG}: answers with commit {commit}, hash {hub.etag(CONFIG)} and size "
+            f"{len(hub.files[CONFIG])}, not as the hub would; see HF_ENDPOINT"
+        )
+    hub.commit, hub.tag = COMMIT, ""
     hub.breaks = 10**6  # until not even a block comes
     with pytest.raises(UserError) as broken:
         bring(MODEL, COMMIT, False)
