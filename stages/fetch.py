@@ -98,14 +98,21 @@ def digits(show: bool) -> tuple[Split[np.ndarray], Split[np.ndarray]]:
     return Split(images[:-300], labels[:-300]), Split(images[-300:], labels[-300:])
 
 
+def shuffled(rows: tuple[Pictures, np.ndarray], name: str, seed: int) -> Split[Pictures]:
+    """In an order in which any part of them is of all classes."""
+    order = random.permutation(seed, f"order/{name}", 0, len(rows[1])).numpy()
+    return Split(rows[0][order], rows[1][order])
+
+
 def folder(p: DataParams, show: bool) -> Data:
-    """A folder of the user's. Where it has no test split of its own, a seventh of each class is drawn for it, as in MNIST."""
+    """A folder of the user's, its rows shuffled. Where it has no test split of its own, a seventh of each class is drawn for
+    it, as in MNIST."""
     assert p.root is not None  # `DataParams` sees to it
     found = survey(p.root, p.digest, p.image_size, p.skip_broken, show)
     if "test" in found.splits:
-        train, test = (Split(*found.splits[name]) for name in ("train", "test"))
+        train, test = (shuffled(found.splits[name], name, p.seed) for name in ("train", "test"))
     else:
-        whole = Split(*found.splits[""])
+        whole = shuffled(found.splits[""], "all", p.seed)
         counts = np.bincount(whole.labels, minlength=len(found.classes)) // PARTS
         train, test = hold_out(whole, np.repeat(np.arange(len(counts)), counts), p.seed, "test split")
     for label, name in enumerate(found.classes):
