@@ -39,7 +39,7 @@ def named(images: ArrayFile) -> dict[int, str]:
 
 def unchosen(s: Sources) -> Picture:
     images = s.samples.read("generated/images", 0, 5 * WIDE)
-    return Picture("random", "Generated, not chosen: the first ones drawn", _grid(images))
+    return Picture("random", "Generated, not chosen: the first ones drawn", in_rows(images))
 
 
 def by_class(s: Sources) -> Picture:
@@ -63,7 +63,7 @@ def certainty(s: Sources) -> Picture:
 
 def reconstructions(s: Sources) -> Picture:
     before, after = (f.read(n, 0, 4 * WIDE) for f, n in ((s.images, "test/images"), (s.samples, "reconstructed/test")))
-    pairs = [row for pair in zip(_grid(before), _grid(after), strict=True) for row in pair]
+    pairs = [row for pair in zip(in_rows(before), in_rows(after), strict=True) for row in pair]
     captions = ["original", "decoded"] * (len(pairs) // 2)
     return Picture("reconstructions", "Real images, and through the autoencoder", np.stack(pairs), captions)
 
@@ -109,7 +109,7 @@ def neighbours(s: Sources) -> Picture:
     return Picture("neighbours", "Nearest to a training image, in pixels", np.stack(rows), rows=captions)
 
 
-def _grid(images: np.ndarray) -> np.ndarray:
+def in_rows(images: np.ndarray) -> np.ndarray:
     """Images in full rows of ten, or in one row where there are fewer: (R, K, C, H, W)."""
     wide = min(WIDE, len(images))
     return images[: len(images) // wide * wide].reshape(-1, wide, *images.shape[1:])

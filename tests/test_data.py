@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torchvision.datasets
@@ -22,7 +23,7 @@ from pipeline.files import IMAGES, IMAGES_FORMAT, SPLITS
 from pipeline.folder import survey
 from pipeline.params import EvaluateParams, Loader, Params, load_params
 from pipeline.workspace import apply, make_workspace
-from stages import cli, fetch
+from stages import cli, fetch, gallery, sample
 from stages.protocol import enough, flat
 from tests.conftest import ROOT
 from tests.test_pipeline import STAGES
@@ -335,6 +336,32 @@ def test_too_few_images_for_the_figures_are_told(fewest: int, changes: dict[str,
     with pytest.raises(UserError) as error:
         enough(e, fewest, np.zeros((50, 784)))
     assert str(error.value) == message
+
+
+def test_pictures_are_made_of_so_many_classes_and_of_however_few_images() -> None:
+    assert sample.shown(np.arange(300).repeat(2) % 200).tolist() == list(range(16))
+    images = np.zeros((37, 1, 4, 4), np.uint8)
+    assert [gallery.in_rows(images[:n]).shape[:2] for n in (37, 10, 7)] == [(3, 10), (1, 10), (1, 7)]
+
+
+def test_names_that_are_not_of_all_classes_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    fetch.main(of_folder(folder))
+    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
+        assert gallery.named(file) == {0: "0 disc", 1: "1 line", 2: "2 square"}
+        file.attributes["class_names"] = "disc"
+        with pytest.raises(UserError) as error:
+            gallery.named(file)
+        assert str(error.value) == "data/images.h5: names 1 of 3 classes; delete it and run `dvc repro`"
+        del file.attributes["class_names"]
+        assert gallery.named(file) == {0: "0", 1: "1", 2: "2"}
+    with h5py.File(IMAGES, "a") as raw:
+        raw.attrs["class_names"] = 3
+    with (
+        pytest.raises(UserError, match="attribute 'class_names' is 3, which is no str"),
+        arrays.reading(IMAGES, IMAGES_FORMAT),
+    ):
+        pass
 
 
 # --- MNIST's four files ------------------------------------------------------------------------------------------------
