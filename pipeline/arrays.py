@@ -114,7 +114,8 @@ class ArrayFile:
 
     def check(self, layout: Layout) -> None:
         """Raises `UserError` where an array, an attribute or a label is missing or none that the layout allows."""
-        for name, kind in layout.attributes.items():
+        there = {name: kind for name, kind in layout.optional.items() if name in self.attributes}
+        for name, kind in {**layout.attributes, **there}.items():
             if not isinstance(value := self.attribute(name), kind):
                 raise self._wrong(f"attribute '{name}' is {value!r}, which is no {kind.__name__}")
         lengths: dict[str, int] = {}

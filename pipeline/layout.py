@@ -1,6 +1,7 @@
 """What each format of HDF5 file holds: the one home of their layout, and what a file is checked against when it is opened."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pipeline.files import IMAGES_FORMAT, LATENTS_FORMAT, PROGRESS_FORMAT, SAMPLES_FORMAT, SPLITS
@@ -11,6 +12,7 @@ class Layout(NamedTuple):
 
     arrays: Mapping[str, str]  # of each: its dtype, then its axes; an axis is as long wherever its name stands
     attributes: Mapping[str, type]
+    optional: Mapping[str, type] = MappingProxyType({})  # attributes that it may hold
 
 
 def _of_splits(**arrays: str) -> dict[str, str]:
@@ -22,6 +24,7 @@ LAYOUTS = {
     IMAGES_FORMAT: Layout(
         _of_splits(images="uint8 rows C H W", labels="uint8 rows"),
         {"dataset": str, "classes": int, "train_sha256": str, "test_sha256": str},
+        {"class_names": str, "broken": int},  # names, a line each, of what is more than a number; images left out
     ),
     LATENTS_FORMAT: Layout(
         {

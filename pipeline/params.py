@@ -26,8 +26,18 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    dataset: Literal["mnist", "digits"]
+    dataset: Literal["mnist", "fashion_mnist", "kmnist", "digits", "folder"]
     seed: Seed
+    root: Annotated[str, Field(min_length=1)] | None
+    digest: str | None
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=2)]
+    skip_broken: bool
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Self:
+        if self.dataset == "folder" and self.root is None:
+            raise ValueError("root is None, and dataset is 'folder'; name a directory that holds a sub-folder a class")
+        return self
 
 
 class AutoencoderParams(_Section):

@@ -30,7 +30,7 @@ from pipeline.params import Params
 from pipeline.report import Progress, say
 from pipeline.runtime import device
 from stages.cli import run
-from stages.protocol import PARTS, Findings, View, flat, judge, view
+from stages.protocol import PARTS, Findings, View, enough, flat, judge, view
 
 SHOWN = ("test", "reconstructed", "generated")
 PERCENTILES = range(101)
@@ -122,9 +122,7 @@ def main(p: Params) -> None:
         }
         training = flat(images.read("train/images"))
         nfe, labelled = float(samples.attribute("nfe")), bool(samples.attribute("labelled"))
-    most = min(len(y) for _, y in pictures.values()) // 2
-    if e.kid_blocks > most:
-        raise UserError(f"evaluate.kid_blocks is {e.kid_blocks}; with this many images it must be at most {most}")
+    enough(e, min(len(y) for _, y in pictures.values()), training)
     components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
     training = components.transform(training)
     with Progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image", p.runtime.progress) as progress:

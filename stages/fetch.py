@@ -5,7 +5,8 @@ import hashlib
 import io
 import math
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,17 +14,28 @@ from PIL import Image
 from pipeline import arrays, download, random
 from pipeline.errors import UserError
 from pipeline.files import IMAGES, IMAGES_FORMAT
-from pipeline.params import Params
-from pipeline.report import say
+from pipeline.folder import TOGETHER, Pictures, survey
+from pipeline.params import DataParams, Params, shown
+from pipeline.report import Progress, say
 from stages.cli import run
 
+Images = TypeVar("Images", np.ndarray, Pictures)
 
-class Split(NamedTuple):
-    images: np.ndarray  # (N, C, H, W) uint8
+
+class Split(NamedTuple, Generic[Images]):
+    images: Images  # (N, C, H, W) uint8, or decoded when they are asked for
     labels: np.ndarray  # (N,) uint8
 
 
+class Data(NamedTuple):
+    train: Split  # validation images included
+    test: Split
+    names: Sequence[str] = ()  # of the classes, where they are more than their numbers
+    broken: int = 0  # images left out
+
+
 MOST = 1 << 28  # bytes that a file may unpack to; MNIST's largest has 47 million
+PARTS = 7  # of a folder's images, one is for test and one for validation, as in MNIST
 
 
 def read_idx(name: str, packed: bytes) -> np.ndarray:
@@ -43,16 +55,39 @@ def read_idx(name: str, packed: bytes) -> np.ndarray:
     return values.reshape(shape.astype(np.int64))
 
 
-def mnist(show: bool) -> tuple[Split, Split]:
-    """MNIST's 60,000 training and 10,000 test images, from torchvision's addresses and md5 sums."""
-    from torchvision.datasets import MNIST
+def idx(dataset: str, kind: Any, show: bool) -> tuple[Split[np.ndarray], Split[np.ndarray]]:
+    """A data set in MNIST's four files: 60,000 training and 10,000 test images, 28×28.
 
-    files = [read_idx(n, download.fetch("mnist", n, md5, MNIST.mirrors, show)) for n, md5 in MNIST.resources]
+    Args:
+        kind: torchvision's class, which knows addresses and md5 sums.
+    """
+    files = [read_idx(n, download.fetch(dataset, n, md5, kind.mirrors, show)) for n, md5 in kind.resources]
     train_images, train_labels, test_images, test_labels = files
     return Split(train_images[:, None], train_labels), Split(test_images[:, None], test_labels)
 
 
-def digits(show: bool) -> tuple[Split, Split]:
+def mnist(show: bool) -> tuple[Split[np.ndarray], Split[np.ndarray]]:
+    """MNIST, from torchvision's addresses."""
+    from torchvision.datasets import MNIST
+
+    return idx("mnist", MNIST, show)
+
+
+def fashion_mnist(show: bool) -> Data:
+    """Fashion-MNIST (Xiao et al. 2017): ten kinds of clothes."""
+    from torchvision.datasets import FashionMNIST
+
+    return Data(*idx("fashion_mnist", FashionMNIST, show), FashionMNIST.classes)
+
+
+def kmnist(show: bool) -> Data:
+    """Kuzushiji-MNIST (Clanuwat et al. 2018): ten characters of old Japanese handwriting."""
+    from torchvision.datasets import KMNIST
+
+    return Data(*idx("kmnist", KMNIST, show), KMNIST.classes)
+
+
+def digits(show: bool) -> tuple[Split[np.ndarray], Split[np.ndarray]]:
     """scikit-learn's 1,797 digits of 8×8 (values 0–16), enlarged to 28×28: 1,497 for training, the last 300 for test."""
     from sklearn.datasets import load_digits
 
@@ -63,38 +98,90 @@ def digits(show: bool) -> tuple[Split, Split]:
     return Split(images[:-300], labels[:-300]), Split(images[-300:], labels[-300:])
 
 
-DATASETS = {"mnist": mnist, "digits": digits}
+def shuffled(rows: tuple[Pictures, np.ndarray], name: str, seed: int) -> Split[Pictures]:
+    """In an order in which any part of them is of all classes."""
+    order = random.permutation(seed, f"order/{name}", 0, len(rows[1])).numpy()
+    return Split(rows[0][order], rows[1][order])
 
 
-def hold_out(train: Split, test_labels: np.ndarray, seed: int) -> tuple[Split, Split]:
-    """Draw the validation split from the training images, with exactly the test set's class counts; the rest stays."""
+def folder(p: DataParams, show: bool) -> Data:
+    """A folder of the user's, its rows shuffled. Where it has no test split of its own, a seventh of each class is drawn for
+    it, as in MNIST."""
+    assert p.root is not None  # `DataParams` sees to it
+    found = survey(p.root, p.digest, p.image_size, p.skip_broken, show)
+    if "test" in found.splits:
+        train, test = (shuffled(found.splits[name], name, p.seed) for name in ("train", "test"))
+    else:
+        whole = shuffled(found.splits[""], "all", p.seed)
+        counts = np.bincount(whole.labels, minlength=len(found.classes)) // PARTS
+        train, test = hold_out(whole, np.repeat(np.arange(len(counts)), counts), p.seed, "test split")
+    for label, name in enumerate(found.classes):
+        rest, tested = (int((split.labels == label).sum()) for split in (train, test))
+        if tested < 2 or rest <= tested:
+            raise UserError(
+                f"data.root: class {shown(name)} has {rest:,} images for training and {tested:,} for test; there must be 2 "
+                f"for test and more for training, of which as many are for validation: {2 * PARTS} where a seventh is drawn"
+            )
+    return Data(train, test, found.classes, found.broken)
+
+
+DATASETS: dict[str, Callable[[DataParams, bool], Data]] = {
+    "mnist": lambda p, show: Data(*mnist(show)),
+    "fashion_mnist": lambda p, show: fashion_mnist(show),
+    "kmnist": lambda p, show: kmnist(show),
+    "digits": lambda p, show: Data(*digits(show)),
+    "folder": folder,
+}
+
+
+def hold_out(
+    train: Split[Images], counted: np.ndarray, seed: int, stream: str = "validation split"
+) -> tuple[Split[Images], Split[Images]]:
+    """Draw a split from the training images, with exactly the class counts of the labels `counted`. Returns what stays, and
+    what was drawn."""
     chosen = np.zeros(len(train.labels), dtype=bool)
-    order = random.permutation(seed, "validation split", 0, len(train.labels)).numpy()
-    for label, count in enumerate(np.bincount(test_labels)):
+    order = random.permutation(seed, stream, 0, len(train.labels)).numpy()
+    for label, count in enumerate(np.bincount(counted)):
         chosen[order[train.labels[order] == label][:count]] = True
     return Split(train.images[~chosen], train.labels[~chosen]), Split(train.images[chosen], train.labels[chosen])
 
 
 def digest(split: Split) -> str:
     """sha256 of a split: what weights were fitted on, and what a figure was measured on."""
-    return hashlib.sha256(split.images.tobytes() + split.labels.tobytes()).hexdigest()
+    return hashlib.sha256(np.asarray(split.images).tobytes() + split.labels.tobytes()).hexdigest()
+
+
+def write(file: arrays.ArrayWriter, name: str, split: Split, progress: Progress) -> str:
+    """One split into the file, a few images at a time. Returns its `digest`."""
+    total = hashlib.sha256()
+    file.create(f"{name}/images", split.images.shape, np.uint8)
+    for start in range(0, len(split.labels), TOGETHER):
+        images = np.asarray(split.images[start : start + TOGETHER])
+        file.put(f"{name}/images", start, images)
+        total.update(images.tobytes())
+        progress.advance(len(images))
+    file.add(f"{name}/labels", split.labels)
+    total.update(split.labels.tobytes())
+    return total.hexdigest()
 
 
 def main(p: Params) -> None:
-    full, test = DATASETS[p.data.dataset](p.runtime.progress)
-    train, validation = hold_out(full, test.labels, p.data.seed)
+    data = DATASETS[p.data.dataset](p.data, p.runtime.progress)
+    train, validation = hold_out(data.train, data.test.labels, p.data.seed)
+    splits = {"train": train, "validation": validation, "test": data.test}
     with arrays.writing(IMAGES) as file:
-        for name, split in {"train": train, "validation": validation, "test": test}.items():
-            file.add(f"{name}/images", split.images)
-            file.add(f"{name}/labels", split.labels)
+        with Progress(sum(len(s.labels) for s in splits.values()), "write", "image", p.runtime.progress) as progress:
+            sha256 = {name: write(file, name, split, progress) for name, split in splits.items()}
         file.attributes(
             format=IMAGES_FORMAT,
             dataset=p.data.dataset,
-            classes=int(full.labels.max()) + 1,
-            train_sha256=digest(train),
-            test_sha256=digest(test),
+            classes=len(data.names) or int(train.labels.max()) + 1,
+            train_sha256=sha256["train"],
+            test_sha256=sha256["test"],
+            **({"class_names": "\n".join(data.names)} if data.names else {}),
+            **({"broken": data.broken} if data.broken else {}),
         )
-    say(f"{IMAGES}: {p.data.dataset}, {len(train.labels):,} / {len(validation.labels):,} / {len(test.labels):,} images")
+    say(f"{IMAGES}: {p.data.dataset}, " + " / ".join(f"{len(s.labels):,}" for s in splits.values()) + " images")
 
 
 if __name__ == "__main__":

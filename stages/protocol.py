@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
 from lfm import metrics
@@ -12,6 +13,7 @@ from lfm.metrics import Moments, frechet
 from lfm.neighbours import manifolds
 from lfm.verdict import Comparison, Condition, alarms, indistinguishable
 from pipeline import random
+from pipeline.errors import UserError
 from pipeline.params import EvaluateParams
 from pipeline.report import Progress
 
@@ -23,12 +25,14 @@ ROWS = {
     "generated_reconstructed": ("generated", "reconstructed"),  # what the flow itself costs
 }
 PARTS = (8, 4, 2, 1)  # a set is cut into so many for the Fréchet distance against 1/N
+FEWEST = 2 * max(PARTS)  # images of a set: a covariance takes two
+SIDE = 32  # pixels are compared in images of at most this side
 
 
 class View(NamedTuple):
     """One set of images as everything here sees it."""
 
-    labels: np.ndarray  # (N,) the digits asked for
+    labels: np.ndarray  # (N,) the classes asked for
     features: np.ndarray  # (N, 128) float64
     pixels: np.ndarray  # (N, P) principal components, float64
     logits: np.ndarray  # (N, classes)
@@ -44,7 +48,7 @@ class View(NamedTuple):
 
     @property
     def log_odds(self) -> np.ndarray:
-        """How sure the classifier is of the digit asked for, (N,)."""
+        """How sure the classifier is of the class asked for, (N,)."""
         rows = np.arange(len(self.labels))
         others = self.logits.copy()
         others[rows, self.labels] = -np.inf
@@ -59,8 +63,29 @@ class Resampled(NamedTuple):
 
 
 def flat(images: np.ndarray) -> np.ndarray:
-    """8-bit images → (N, pixels) in [0, 1], float64."""
-    return images.reshape(len(images), -1) / 255
+    """8-bit images → (N, pixels) in [0, 1], float64; large ones are averaged to 32×32 before, or their covariance would take
+    more memory and time than all else."""
+    if max(images.shape[2:]) > SIDE:
+        parts = torch.from_numpy(images).split(500)
+        images = np.concatenate([F.adaptive_avg_pool2d(part.float(), SIDE).numpy() for part in parts])
+    return images.reshape(len(images), -1) / np.float64(255)
+
+
+def enough(p: EvaluateParams, fewest: int, training: np.ndarray) -> None:
+    """Raises `UserError` where there are too few images for what is asked.
+
+    Args:
+        fewest: in the smallest set that is compared.
+        training: what `flat` makes of the training images.
+    """
+    if fewest < FEWEST:
+        raise UserError(
+            f"evaluate: a set has {fewest} images; figures take at least {FEWEST}: add images to the data set"
+        )
+    limits = {"kid_blocks": fewest // 2, "neighbours": fewest - 1, "pixel_components": min(training.shape)}
+    for key, most in limits.items():
+        if (value := getattr(p, key)) > most:
+            raise UserError(f"evaluate.{key} is {value}; with this many images it must be at most {most}")
 
 
 @torch.inference_mode()

@@ -32,10 +32,11 @@ from pipeline.page import cards, figure, heat_table, page, table, tiles, titled
 from pipeline.params import Params
 from pipeline.pictures import Picture, sheet
 from stages.cli import run
-from stages.gallery import GALLERY, Sources
+from stages.gallery import GALLERY, Sources, named
 
 SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
 PACKAGES = ("torch", "diffusers", "torchdiffeq", "numpy", "scipy", "scikit-learn")
+THINGS = {"mnist": "digits", "digits": "digits"}
 NAMES = {
     "validation": "validation (the floor)",
     "reconstructed": "reconstructed",
@@ -61,7 +62,8 @@ def judged() -> tuple[list[Condition], list[Condition]]:
 
 
 def overview(metrics: dict[str, Any], line: str, dataset: str, total: int) -> Iterator[str]:
-    yield f'<p class="soft">lfm · latent flow matching · {escape(dataset)}</p><h1>{total:,} digits out of noise</h1>'
+    things = THINGS.get(dataset, "images")
+    yield f'<p class="soft">lfm · latent flow matching · {escape(dataset)}</p><h1>{total:,} {things} out of noise</h1>'
     yield f'<p class="verdict">{line[0].upper() + line[1:]}.</p>'
     shown = [
         ("Fréchet distance, ± 2 sd", f"{metrics['fd_generated']:.4f} ± {SDS * metrics['fd_generated_sd']:.4f}"),
@@ -137,16 +139,19 @@ def curves() -> str:
     )
 
 
-def classes(generated: dict[str, np.ndarray]) -> str:
+def classes(generated: dict[str, np.ndarray], names: dict[int, str]) -> str:
     t = read_csv(REPORTS / "accuracy.csv", "label")
     shown = ("test", "reconstructed", "generated", "share_test", "share_generated")
-    lines = [[label, *(f"{float(t[name][i]):.2f}" for name in shown)] for i, label in enumerate(t["label"])]
+    lines = [
+        [names.get(int(label), label), *(f"{float(t[name][i]):.2f}" for name in shown)]
+        for i, label in enumerate(t["label"])
+    ]
     header = ["", "test", "decoded", "generated", "share of test", "of generated"]
     labels = [int(label) for label in t["label"]]
     counts = confusion_matrix(generated["label"].astype(int), generated["recognised"].astype(int), labels=labels)
     return cards(
         titled("Recognised in percent, and share of all images recognised as it", table(header, lines)),
-        titled("Generated digits: asked for, and recognised as", heat_table("", t["label"], counts.tolist())),
+        titled("Generated images: asked for, and recognised as", heat_table("", t["label"], counts.tolist())),
     )
 
 
@@ -160,6 +165,8 @@ def provenance(p: Params, images: arrays.ArrayFile) -> str:
     facts.append(
         ("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', autoencoder_sha256=str)['autoencoder_sha256']}")
     )
+    if "broken" in images.attributes:
+        facts.append(("broken images left out", str(images.attributes["broken"])))
     facts.append(
         ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]))
     )
@@ -173,7 +180,7 @@ def main(p: Params) -> None:
     metrics = read_json(METRICS, **dict.fromkeys(SHOWN, float))
     met, others = judged()
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:
-        sources = Sources(images, samples, generated, test)
+        sources = Sources(images, samples, generated, test, named(images))
         pictures: list[Picture] = [draw(sources) for draw in GALLERY]
         origin = provenance(p, images)
         dataset = str(images.attribute("dataset"))
@@ -185,7 +192,7 @@ def main(p: Params) -> None:
         "<h2>Four rows</h2>", f'<div class="card">{comparisons()}</div>',
         "<h2>Pictures</h2>", cards(*(figure(picture, p.report.zoom) for picture in pictures)),
         "<h2>Curves</h2>", curves(),
-        "<h2>Classes</h2>", classes(generated),
+        "<h2>Classes</h2>", classes(generated, sources.classes),
         "<h2>Where it comes from</h2>", origin,
     ]  # fmt: skip
     with replacing(REPORTS / "report.html") as part:

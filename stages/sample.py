@@ -16,6 +16,7 @@ from stages.generator import Generator, batches, load_generator
 from stages.uses import Uses
 
 REAL = ("validation", "test")
+SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
 
 
 def drawn(generator: Generator, rows: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,10 +59,15 @@ def reconstruct(
             progress.advance(count)
 
 
+def shown(labels: np.ndarray) -> np.ndarray:
+    """The classes of which pictures are made, the first ones."""
+    return np.unique(labels)[:SHOWN]
+
+
 def on_the_way(generator: Generator, labels: np.ndarray, out: arrays.ArrayWriter) -> None:
     """The first noise of each class, decoded at the grid's times nearest to those asked for."""
     p = generator.p
-    first = np.array([np.flatnonzero(labels == label)[0] for label in np.unique(labels)])
+    first = np.array([np.flatnonzero(labels == label)[0] for label in shown(labels)])
     grid = generator.grid.numpy()
     at = sorted({int(np.abs(grid - t * generator.flow.end).argmin()) for t in p.trajectory_times})
     states = generator.integrate(first, labels[first], at).x
@@ -73,7 +79,7 @@ def through_noise(generator: Generator, latents: arrays.ArrayFile, out: arrays.A
     """Inversion, interpolation and class transfer of a test image of each class. Returns the largest error of a latent
     after the way to its noise and back."""
     labels, mean = latents.read("test/labels"), latents.read("test/mean")
-    first, second = (np.array([np.flatnonzero(labels == c)[n] for c in np.unique(labels)]) for n in (0, 1))
+    first, second = (np.array([np.flatnonzero(labels == c)[n] for c in shown(labels)]) for n in (0, 1))
     x1, others = (
         generator.flow.scale.normalise(torch.from_numpy(mean[rows])).to(generator.where)
         for rows in (first, np.roll(second, -1))
@@ -84,7 +90,7 @@ def through_noise(generator: Generator, latents: arrays.ArrayFile, out: arrays.A
     out.add("inversion/decoded", generator.decode(x1))
     out.add("inversion/returned", back)
     out.add("interpolations/images", uses.interpolations(x1, others))
-    targets = np.unique(labels) if generator.flow.transformer.label is not None else labels[:1]
+    targets = shown(labels) if generator.flow.transformer.label is not None else labels[:1]
     out.add("transfer/targets", targets)
     out.add("transfer/images", uses.transfers(x1, labels[first], targets))
     return error
