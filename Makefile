@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # TORCH_BACKEND=cpu make setup: a build of torch without CUDA, where the download can be reached.
 TORCH := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 STAMP := .venv/.set-up
+SHOOT := $(or $(shell command -v chromium),$(shell command -v google-chrome),chromium) --headless --no-sandbox --hide-scrollbars --log-level=3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo repro test check format bench pictures lock
@@ -44,8 +45,10 @@ format: $(STAMP) ## put the code in order
 bench: $(STAMP) ## make repro, watched: seconds and peak memory of every stage that runs
 	@$(BIN)/python -m benchmarks.stages
 
-pictures: $(STAMP) ## copy the pictures of the last run to docs/, where the README shows them
+pictures: ## copy the pictures of the last run to docs/, where the README shows them, and photograph its pages
 	@mkdir -p docs/pictures && cp reports/*.png docs/pictures/
+	@$(SHOOT) --window-size=1280,940 --screenshot=docs/pictures/report.png file://$(CURDIR)/reports/report.html
+	@$(SHOOT) --window-size=1280,900 --screenshot=docs/pictures/sweep.png file://$(CURDIR)/sweeps/report.html
 
 lock: ## resolve requirements.lock anew
 	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

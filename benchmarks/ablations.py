@@ -4,10 +4,10 @@ same number of steps. The table stands in docs/ablations.md.
 After `dvc repro`: python -m benchmarks.ablations [NAME ...]
 """
 
-import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from pipeline import arrays
 from pipeline.files import AUTOENCODER, CLASSIFIER, FLOW, IMAGES, IMAGES_FORMAT, LATENTS, read_json
 from pipeline.params import SampleParams, load_params
 from pipeline.workspace import make_workspace
-from stages.generator import batches, load_generator
+from stages.generator import Generator, batches, load_generator
 
 FOLDER = Path("ablations")
-COMMON = "-S train.steps=4000 -S train.snapshots=[1]"
+FLOW_OF_4000 = "-S train.steps=4000 -S train.snapshots=[1]"
 OLD = "-S model.block=dit -S flow.times=stratified"
 VARIANTS = {
     "dit": OLD,
@@ -36,47 +36,71 @@ VARIANTS = {
 GUIDANCE: list[tuple[float, list[float]]] = [(1.0, [0, 1]), (1.1, [0, 1]), (1.3, [0.4, 0.8])]
 
 
-@torch.no_grad()
-def features(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
-    return torch.cat([classifier.features(to_pixels(part)) for part in torch.from_numpy(images).split(500)])
+class Ruler:
+    """The bundled classifier, and the real images that others are compared with."""
+
+    def __init__(self) -> None:
+        self.classifier = load_model(CLASSIFIER, Classifier)
+        with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
+            self.images = {split: file.read(f"{split}/images") for split in ("validation", "test")}
+            self.labels = {split: file.read(f"{split}/labels") for split in self.images}
+        self.real = {split: self.features(images) for split, images in self.images.items()}
+        self.floor = frechet_distance(self.real["validation"], self.real["test"])
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray) -> torch.Tensor:
+        return torch.cat([self.classifier.features(to_pixels(part)) for part in torch.from_numpy(images).split(500)])
+
+    def cell(self, images: np.ndarray, labels: np.ndarray, reference: str) -> str:
+        """Distance to real images in units of the floor, and how many labels are recognised."""
+        seen = self.features(images)
+        right = (self.classifier.head(seen).argmax(1).numpy() == labels).mean()
+        return f"{frechet_distance(seen, self.real[reference]) / self.floor:.2f} × / {100 * right:.2f} %"
+
+    def of_generated(self, generator: Generator) -> str:
+        """The same of as many generated images, against validation images."""
+        labels = self.labels["test"]
+        parts = [generator.decode(generator.integrate(r, labels[r]).x[-1])[:n] for n, r in batches(len(labels), 500)]
+        return self.cell(np.concatenate(parts), labels, "validation")
 
 
-def train(name: str, flags: str) -> tuple[Path, float]:
-    """Train a variant in a workspace of its own. Returns its folder and how many seconds that took."""
+def train(name: str, flags: str, stages: Sequence[str], given: Path) -> tuple[Path, float]:
+    """Run some stages with changed parameters in a workspace of their own, on the artifact `given` of this one. Returns the
+    workspace, and the seconds of its last stage."""
+    workspace, preset = FOLDER / name, FOLDER / f"{name}.preset"
     FOLDER.mkdir(exist_ok=True)
-    preset, workspace = FOLDER / f"{name}.preset", FOLDER / name
-    preset.write_text(f"{COMMON} {flags}")
+    preset.write_text(flags)
     make_workspace(Path(), workspace, preset)
-    (workspace / LATENTS).parent.mkdir(exist_ok=True)
-    (workspace / LATENTS).unlink(missing_ok=True)
-    (workspace / LATENTS).symlink_to(LATENTS.resolve())
-    began = time.monotonic()
-    subprocess.run(shlex.split(f"{sys.executable} -m stages.train"), cwd=workspace, check=True)
-    return workspace / FLOW, time.monotonic() - began
+    (workspace / given).parent.mkdir(exist_ok=True)
+    (workspace / given).unlink(missing_ok=True)
+    (workspace / given).symlink_to(given.resolve())
+    seconds = 0.0
+    for stage in stages:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=workspace, check=True)
+        seconds = time.monotonic() - began
+    return workspace, seconds
+
+
+def guided(scale: float, interval: list[float]) -> SampleParams:
+    """How to sample, with another guidance."""
+    base = load_params(Path("params.yaml")).sample
+    return SampleParams(**(base.model_dump() | {"guidance_scale": scale, "guidance_interval": interval}))
+
+
+def header(*columns: str) -> None:
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
 
 
 def main() -> None:
-    classifier = load_model(CLASSIFIER, Classifier)
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
-        validation, test = (features(classifier, file.read(f"{split}/images")) for split in ("validation", "test"))
-        labels = file.read("test/labels")
-    floor, base = frechet_distance(validation, test), load_params(Path("params.yaml")).sample
-    header = [f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE]
-    print(f"| variant | seconds | validation loss | {' | '.join(header)} |\n|---|---|---|{'---|' * len(header)}")
+    ruler = Ruler()
+    header("variant", "seconds", "validation loss", *(f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE))
     for name in sys.argv[1:] or VARIANTS:
-        flow, seconds = train(name, VARIANTS[name])
-        loss = read_json(flow / "record.json", validation_loss=float)["validation_loss"]
-        cells = []
-        for scale, interval in GUIDANCE:
-            p = SampleParams(**(base.model_dump() | {"guidance_scale": scale, "guidance_interval": interval}))
-            generator = load_generator(flow, AUTOENCODER, p)
-            parts = [
-                generator.decode(generator.integrate(r, labels[r]).x[-1])[:n] for n, r in batches(len(labels), 500)
-            ]
-            seen = features(classifier, np.concatenate(parts))
-            right = (classifier.head(seen).argmax(1).numpy() == labels).mean()
-            cells.append(f"{frechet_distance(seen, validation) / floor:.2f} × / {100 * right:.2f} %")
-        print(f"| {name} | {seconds:.0f} | {loss:.4f} | {' | '.join(cells)} |", flush=True)
+        workspace, seconds = train(name, f"{FLOW_OF_4000} {VARIANTS[name]}", ["train"], LATENTS)
+        loss = read_json(workspace / FLOW / "record.json", validation_loss=float)["validation_loss"]
+        made = (load_generator(workspace / FLOW, AUTOENCODER, guided(*g)) for g in GUIDANCE)
+        cells = " | ".join(ruler.of_generated(generator) for generator in made)
+        print(f"| {name} | {seconds:.0f} | {loss:.4f} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class AutoencoderParams(_Section):
     widths: Annotated[list[Annotated[int, Field(ge=8, le=2048, multiple_of=8)]], Field(min_length=1, max_length=5)]
     layers: Annotated[int, Field(ge=1, le=8)]
     kl_weight: Annotated[float, Field(ge=0, le=1)]
+    shift: Annotated[int, Field(ge=0, le=16)]
     steps: Count
     batch_size: Count
     learning_rate: Rate

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
 from lfm import autoencoder
+from lfm.augment import shifted
 from lfm.autoencoder import ImageAutoencoder
 from lfm.psnr import psnr
 from lfm.schedule import warmup_cosine
@@ -58,9 +59,10 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * warmup_cosine(step, p.steps, p.steps // 20)
             rows = order.batch_rows(p.seed, step, p.batch_size, len(images)).to(where)
+            batch = shifted(images[rows], random.uniform(p.seed, "shift", step, (p.batch_size, 2)).to(where), p.shift)
             noise = random.normal(p.seed, "posterior", step, latent).to(where)
             with precision(p.precision, where):
-                loss, squared, kl = loss_of(coder.pixels(images[rows]), noise)
+                loss, squared, kl = loss_of(coder.pixels(batch), noise)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lfm.augment import shifted
 from lfm.ema import EMA, decay_at
 from lfm.errors import ConfigError
 from lfm.guidance import drop_labels, guided
@@ -153,6 +154,20 @@ def test_latents_are_normalised_and_restored() -> None:
     torch.testing.assert_close(scale.restore(scale.normalise(x)), x)
     assert torch.equal(scale.normalise(scale.mean[None, :, None, None]), torch.zeros(1, 2, 1, 1))
     assert torch.equal(draw(x, torch.zeros_like(x), torch.randn_like(x)), x)
+
+
+def test_images_are_moved_by_whole_pixels_each_move_equally_often() -> None:
+    image = torch.arange(12, dtype=torch.uint8).reshape(1, 1, 3, 4)
+    every = torch.cartesian_prod(
+        *[(torch.arange(3) + 0.5) / 3] * 2
+    )  # the middle of each bin: −1, 0 or 1 down and right
+    moved = shifted(image.expand(9, 2, -1, -1), every, 1)
+    assert moved.shape == (9, 2, 3, 4) and torch.equal(moved[:, 0], moved[:, 1])
+    assert torch.equal(moved[4], image[0].expand(2, -1, -1))
+    assert moved[5, 0].tolist() == [[0, 0, 1, 2], [4, 4, 5, 6], [8, 8, 9, 10]]  # to the right
+    assert moved[1, 0].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11], [8, 9, 10, 11]]  # up
+    assert len({tuple(m.flatten().tolist()) for m in moved}) == 9
+    assert torch.equal(shifted(image, torch.tensor([[0.0, 1 - 2**-24]]), 0), image)
 
 
 # --- transformer -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""What was tried for the bundled autoencoder: its reconstructions, and how well a flow of 4,000 steps learns its latents. The
+table stands in docs/autoencoders.md.
+
+After `dvc repro`: python -m benchmarks.autoencoders [NAME ...]; an autoencoder takes up to an hour on two cores.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from benchmarks.ablations import FLOW_OF_4000, Ruler, guided, header, train
+from lfm.psnr import psnr
+from pipeline import arrays
+from pipeline.files import AUTOENCODER, FLOW, IMAGES, LATENTS, LATENTS_FORMAT
+from stages.generator import load_generator
+
+VARIANTS = {
+    "4 channels, KL 3e-3": "latent_channels=4 kl_weight=3e-3 shift=0 steps=16000 batch_size=64 learning_rate=2e-3",
+    "4 channels, KL 1e-3, longer": "latent_channels=4 kl_weight=1e-3 shift=0 steps=30000 batch_size=64",
+    "8 channels, KL 3e-3, short": "latent_channels=8 kl_weight=3e-3 shift=0 steps=5000",
+    "params.yaml": "",
+}
+GUIDANCE: list[tuple[float, list[float]]] = [(1.0, [0, 1]), (1.3, [0.4, 0.8])]
+
+
+def main() -> None:
+    ruler = Ruler()
+    images, labels = ruler.images["validation"], ruler.labels["validation"]
+    header("variant", "PSNR, dB", "reconstructed", *(f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE))
+    for name in sys.argv[1:] or VARIANTS:
+        flags = " ".join(f"-S autoencoder.{flag}" for flag in ["source=train", *VARIANTS[name].split()])
+        workspace, _ = train(name, f"{FLOW_OF_4000} {flags}", ["autoencoder", "encode", "train"], IMAGES)
+        made = [load_generator(workspace / FLOW, workspace / AUTOENCODER, guided(*g)) for g in GUIDANCE]
+        with arrays.reading(workspace / LATENTS, LATENTS_FORMAT) as latents:
+            mean = made[0].flow.scale.normalise(torch.from_numpy(latents.read("validation/mean")))
+        decoded = np.concatenate([made[0].decode(part) for part in mean.split(500)])
+        closeness = psnr(torch.from_numpy(images), torch.from_numpy(decoded))
+        cells = [ruler.cell(decoded, labels, "test"), *(ruler.of_generated(generator) for generator in made)]
+        print(f"| {name} | {closeness:.2f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
