@@ -28,6 +28,7 @@ INTEGERS = {
     ("at least 1", "at most 128"): "model.heads",
     ("at least 1", "at most 100"): "model.depth evaluate.neighbours",
     ("at least 1", "at most 64"): "autoencoder.latent_channels model.patch_size",
+    ("at least 0", "at most 16"): "autoencoder.shift",
     ("at least 1", "at most 16"): "report.zoom",
     ("at least 1", "at most 8"): "autoencoder.layers",
     ("at least 2", "at most 1000000"): "classifier.batch_size",
