@@ -22,6 +22,7 @@ from lfm.weights import check_finite
 logging.set_verbosity_error()
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # where it stands, diffusers reads the files that it names instead, even pickles
 FOLDS = {1: (1, 1), 4: (1, 2), 16: (1, 4), 3: (3, 1), 12: (3, 2), 48: (3, 4)}  # in_channels → (colours, r)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -185,6 +186,8 @@ def load(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: no {missing[0]}; an autoencoder's folder holds {CONFIG} and {WEIGHTS}")
+    if (folder / INDEX).exists():
+        raise ConfigError(f"{folder}: holds {INDEX}, weights in several files, which can't be checked; remove it")
     try:
         name = str(json.loads((folder / CONFIG).read_text()).get("_class_name"))
     except (ValueError, AttributeError, RecursionError) as error:

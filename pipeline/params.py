@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 
@@ -19,6 +20,12 @@ Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["bf16", "float32"]
+
+
+def _a_fold(value: int) -> int:
+    if value not in (1, 2, 4):
+        raise PydanticCustomError("fold", "Input should be 1, 2 or 4")
+    return value
 
 
 class _Section(BaseModel):
@@ -44,7 +51,7 @@ class AutoencoderParams(_Section):
     source: Annotated[str, Field(min_length=1)]
     revision: str | None
     seed: Seed
-    unshuffle: Literal[1, 2, 4]
+    unshuffle: Annotated[int, AfterValidator(_a_fold)]  # a Literal would take true for 1
     latent_channels: Annotated[int, Field(ge=1, le=64)]
     widths: Annotated[list[Annotated[int, Field(ge=8, le=2048, multiple_of=8)]], Field(min_length=1, max_length=5)]
     layers: Annotated[int, Field(ge=1, le=8)]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.report import say
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -73,15 +74,22 @@ def _poll(parent: int) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`. Raises `UserError` that names the process which holds it; a dead one holds nothing."""
+def alone(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; a dead process holds nothing. Where a living one does, `waiting`, the name of who wants it,
+    says so and waits. Raises `UserError` that names that process where there is no such name, or it is this very process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, told = time.monotonic() + PATIENCE_S, False
     while (held := try_lock(path)) is None:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and not told:
             owner = path.read_text().strip() or "unknown"
-            raise UserError(f"{path}: busy, process {owner} works on the same; wait for it or stop it, then run again")
+            if waiting is None or owner == str(os.getpid()):
+                raise UserError(
+                    f"{path}: busy, process {owner} works on the same; wait for it or stop it, then run again"
+                )
+            say(f"{waiting}: process {owner} makes the very same; waiting for it")
+            told = True
         time.sleep(POLL_S)
+        path.parent.mkdir(parents=True, exist_ok=True)  # as `pipeline.scratch` may have cleaned it away
     try:
         yield
     finally:

@@ -82,14 +82,14 @@ NOWHERE = Scratch()
 def opened() -> Iterator[Scratch]:
     """The folder of the stage that runs in this process, for this process alone; those of older fingerprints go.
 
-    Raises `UserError` where another process works there.
+    Where another process works there, in another workspace, this one waits, and then takes over what is done.
     """
     running = fingerprint.current()
     if running is None:
         yield NOWHERE
         return
     folder = home() / running.name / running.key()
-    with alone(folder / LOCK):
+    with alone(folder / LOCK, waiting=running.name):
         for part in folder.glob("*.part"):
             part.unlink()
         os.utime(folder)

@@ -121,9 +121,10 @@ def train(
     validation = Validation(average, path, end, p, held_out)
     due = snapshot_steps(p)
     losses: list[tuple[int, float]] = []
+    first: list[tuple[int, float]] = []  # what a diverging loss is told by; the curve begins later
     validated: list[tuple[int, float]] = []
     snapshots: list[tuple[int, Tensor]] = []
-    records: dict[str, list[Any]] = {"losses": losses, "validation": validated, "snapshots": snapshots}
+    records: dict[str, list[Any]] = {"losses": losses, "first": first, "validation": validated, "snapshots": snapshots}
     state = State({"model": model, "average": ema.average}, optimizer, records)
     start = saved.resume(state)
     if start == 0 and 0 in due:
@@ -144,8 +145,10 @@ def train(
             ema.update(model, decay_at(step, p.ema_decay))
 
             done = step + 1
+            if step == 0:
+                first.append((done, saved.sound(done, loss.item(), first)))
             if done % 50 == 0 or done == p.steps:
-                losses.append((done, saved.sound(done, loss.item(), losses)))
+                losses.append((done, saved.sound(done, loss.item(), first)))
             if done % p.validate_every == 0 or done == p.steps:
                 validated.append((done, validation.loss()))
             if done in due:

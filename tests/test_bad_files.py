@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from lfm.schedule import SCHEDULES
 from pipeline.params import Loader, Params
 from pipeline.scratch import Scratch
 from pipeline.workspace import apply
@@ -162,10 +163,15 @@ def another(folder: str) -> Callable[[Path], object]:
     return lambda path: path.write_bytes((ROOT / "lfm/pretrained" / folder).read_bytes())
 
 
+def another_flow(path: Path) -> None:
+    path.write_bytes((path.parent.parent / "flow/model.safetensors").read_bytes())
+
+
 def text(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
+CHANNELS = yaml.load((ROOT / "params.yaml").read_text(), Loader)["autoencoder"]["latent_channels"]  # and presets/tiny's
 CASES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("encode", IMAGES, attribute("format", "lfm-images/2"), f"its format is 'lfm-images/2', not 'lfm-images/1'; {REMAKE}"),
     ("train", LATENTS, attribute("format", "lfm-latents/2"),
@@ -182,7 +188,17 @@ CASES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("encode", IMAGES, array("test/labels", label), f"array 'test/labels' holds label 10, but there are 10 classes; {REMAKE}"),
     ("train", LATENTS, array("train/mean", endless), f"array 'train/mean' holds values that are not finite; {REMAKE}"),
     ("sample", PROGRESS, array("latents", lambda v: v.astype("float64")),
-     f"array 'latents' is float64 (3, 16, 4, 4, 4), not float32 (times = 3, noises, c, h, w); {REMAKE}"),
+     f"array 'latents' is float64 (3, 16, {{channels}}, 4, 4), not float32 (times = 3, noises, c, h, w); {REMAKE}"),
+    ("sample", PROGRESS, attribute("format", "lfm-progress/2"),
+     f"its format is 'lfm-progress/2', not 'lfm-progress/1'; {REMAKE}"),
+    ("sample", PROGRESS, array("steps", lambda v: v[:2]),
+     f"array 'latents' is float32 (3, 16, {{channels}}, 4, 4), not float32 (times = 2, noises, c, h, w); {REMAKE}"),
+    ("evaluate", SAMPLES, attribute("format", "lfm-samples/0"),
+     f"its format is 'lfm-samples/0', not 'lfm-samples/1'; {REMAKE}"),
+    ("evaluate", SAMPLES, array("generated/images", lambda v: v / 255),
+     f"array 'generated/images' is float64 (300, 1, 28, 28), not uint8 (test, C, H, W); {REMAKE}"),
+    ("report", SAMPLES, array("reconstructed/test", lambda v: v[:200]),
+     f"array 'reconstructed/test' is uint8 (200, 1, 28, 28), not uint8 (test = 300, C = 1, H = 28, W = 28); {REMAKE}"),
     ("evaluate", SAMPLES, attribute("nfe", "many"), f"attribute 'nfe' is 'many', which is no float; {REMAKE}"),
     ("evaluate", SAMPLES, attribute("dataset", "mnist"),
      "of data set 'mnist', but data/images.h5 is of 'digits'; run `dvc repro`"),
@@ -210,7 +226,7 @@ def test_what_a_file_must_not_hold_is_told(
     stage: str, name: str, change: Callable[[Path], object], message: str,
 ) -> None:  # fmt: skip
     change(spoil(name))
-    assert refused(stage, capsys) == f"{name}: {message.format(name=name)}"
+    assert refused(stage, capsys) == f"{name}: {message.format(name=name, channels=CHANNELS)}"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +235,13 @@ def test_what_a_file_must_not_hold_is_told(
         ("likelihood", "models/flow/model.safetensors", poisoned, "is not finite"),
         ("likelihood", "models/flow/model.safetensors", cut, "Missing key"),
         ("likelihood", "models/flow/model.safetensors", another("classifier/model.safetensors"), "Missing key"),
+        ("evaluate", "models/classifier/model.safetensors", another_flow, "Missing key"),
+        (
+            "encode",
+            "models/autoencoder/diffusion_pytorch_model.safetensors",
+            another("classifier/model.safetensors"),
+            "weights are missing or too many",
+        ),
         ("likelihood", "models/flow/config.json", leaf("block", "mamba"), "KeyError: 'mamba'"),
         ("likelihood", "models/flow/config.json", leaf("patch_size", 0), "ZeroDivisionError"),
         ("evaluate", "models/classifier/config.json", leaf("classes", 11), "size mismatch"),
@@ -270,6 +293,8 @@ def test_a_checkpoint_that_is_a_pickle_is_left_out(tmp_path: Path, capsys: pytes
     [
         ("evaluate", "LFM_DEVICE", "meta",
          "LFM_DEVICE: 'meta' can't be used here (neither a CPU nor a CUDA GPU); unset it or choose cpu or cuda"),
+        ("encode", "LFM_PROCESSES", "0",
+         "LFM_PROCESSES is '0'; it must be a number from 1 to 1024: one a GPU is a good choice"),
         ("encode", "LFM_PROCESSES", "many",
          "LFM_PROCESSES is 'many'; it must be a number from 1 to 1024: one a GPU is a good choice"),
     ],
@@ -280,6 +305,17 @@ def test_a_bad_environment_is_told(
 ) -> None:  # fmt: skip
     monkeypatch.setenv(variable, value)
     assert refused(stage, capsys) == message
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:99", "gpu"])
+def test_a_gpu_that_is_demanded_and_not_there_is_told(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: str
+) -> None:
+    if wanted == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("LFM_DEVICE", wanted)
+    said = refused("likelihood", capsys)
+    assert re.fullmatch(rf"LFM_DEVICE: '{wanted}' can't be used here \(.+\); unset it or choose cpu or cuda", said)
 
 
 def with_params(path: Path, **leaves: Any) -> None:
@@ -307,20 +343,38 @@ def test_what_takes_more_memory_than_there_is_is_told(
     assert said.startswith("not enough memory (") and "lower batch_size" in said
 
 
+def exploding(step: int, steps: int, warmup: int) -> float:
+    """A learning rate far too large after 60 steps: Adam moves every weight by about a million, whatever the gradient."""
+    return 1e-3 if step < 60 else 1e6
+
+
 def test_a_diverging_training_stops_and_keeps_its_last_good_checkpoint(
-    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(SCHEDULES, "constant", exploding)
     with_params(spoil("params.yaml"), train__learning_rate=1.0, train__steps=400, train__gradient_clip=None,
                 train__schedule="constant", runtime__checkpoint_every=50, train__precision="float32")  # fmt: skip
     before = Path("models/flow/model.safetensors").read_bytes()
     said = refused("train", capsys)
-    found = re.fullmatch(
-        r"train: the loss is \S+ at step (\d+), and began with \S+ \(the checkpoint of step (\d+) stays\); "
+    assert re.fullmatch(
+        r"train: the loss is \S+ at step 100, and began with \d\S* \(the checkpoint of step 50 stays\); "
         r"lower train.learning_rate",
         said,
     )
-    assert found, said
-    assert int(found[2]) == int(found[1]) - 50
-    kept = sorted(Path(".dvc/tmp/lfm/train").glob(f"*/step-{int(found[2]):010d}.*"))
-    assert len(kept) == 1 and Scratch(kept[0].parent, "train").read(kept[0])
+    kept = sorted(Path(".dvc/tmp/lfm/train").glob("*/step-*"))
+    assert [path.name.split(".")[0] for path in kept] == ["step-0000000050"]
+    assert Scratch(kept[0].parent, "train").read(kept[0])
     assert Path("models/flow/model.safetensors").read_bytes() == before
+
+
+def test_a_training_that_diverges_before_its_curve_begins_stops_too(
+    spoil: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCHEDULES, "constant", lambda step, steps, warmup: 1e6)
+    with_params(spoil("params.yaml"), train__learning_rate=1.0, train__steps=60, train__gradient_clip=None,
+                train__schedule="constant", train__precision="float32")  # fmt: skip
+    assert re.fullmatch(
+        r"train: the loss is \S+ at step 50, and began with \d\S* \(there was no checkpoint yet\); "
+        r"lower train.learning_rate",
+        refused("train", capsys),
+    )

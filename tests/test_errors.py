@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import http.server
+import json
+import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -405,6 +407,39 @@ def test_a_hub_id_needs_a_commit_and_says_so_when_offline(monkeypatch: pytest.Mo
         "autoencoder.source: a/b at 000000000000: config.json could not be downloaded (HF_HUB_OFFLINE is set, and the cache in "
         "/nowhere has none); go online, or download it elsewhere and name that directory"
     )
+
+
+def test_of_the_hub_two_files_of_one_commit_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(*words: Any, **named: Any) -> str:
+        asked.append((words, named))
+        return str(tmp_path)
+
+    monkeypatch.setattr("stages.autoencoder.snapshot_download", download)
+    assert bring("a/b", "0" * 40) == tmp_path
+    files = ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert asked == [(("a/b",), {"revision": "0" * 40, "allow_patterns": files})]
+
+
+def test_weights_that_are_pickled_or_split_are_refused(tmp_path: Path) -> None:
+    autoencoder.save(tmp_path, autoencoder.build(4, 1, 4, [8, 16], 1))
+    weights = tmp_path / autoencoder.WEIGHTS
+    pickled = tmp_path / "diffusion_pytorch_model.bin"
+    pickled.write_bytes(pickle.dumps(print))
+    index = tmp_path / f"{autoencoder.WEIGHTS}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"encoder.conv_in.weight": pickled.name}}))
+    with pytest.raises(ConfigError) as error:
+        autoencoder.load(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: holds diffusion_pytorch_model.safetensors.index.json, weights in several files, which can't be "
+        "checked; remove it"
+    )
+    index.unlink()
+    autoencoder.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"no diffusion_pytorch_model.safetensors; an autoencoder's folder holds"):
+        autoencoder.load(tmp_path)
 
 
 def test_models_that_cannot_be_read_are_told(tmp_path: Path) -> None:
