@@ -409,19 +409,6 @@ def test_a_hub_id_needs_a_commit_and_says_so_when_offline(monkeypatch: pytest.Mo
     )
 
 
-def test_of_the_hub_two_files_of_one_commit_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def download(*words: Any, **named: Any) -> str:
-        asked.append((words, named))
-        return str(tmp_path)
-
-    monkeypatch.setattr("stages.autoencoder.snapshot_download", download)
-    assert bring("a/b", "0" * 40) == tmp_path
-    files = ["config.json", "diffusion_pytorch_model.safetensors"]
-    assert asked == [(("a/b",), {"revision": "0" * 40, "allow_patterns": files})]
-
-
 def test_weights_that_are_pickled_or_split_are_refused(tmp_path: Path) -> None:
     autoencoder.save(tmp_path, autoencoder.build(4, 1, 4, [8, 16], 1))
     weights = tmp_path / autoencoder.WEIGHTS

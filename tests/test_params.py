@@ -35,6 +35,7 @@ INTEGERS = {
     ("at least 2", "at most 10000"): "evaluate.bootstrap",
     ("at least 2", "at most 1000"): "evaluate.kid_blocks",
     ("at least 4", "at most 8192"): "model.width",
+    ("at least 8", "at most 1024"): "data.image_size",
     ("1, 2 or 4", "1, 2 or 4"): "autoencoder.unshuffle",
 }
 NUMBERS = {
@@ -52,7 +53,8 @@ NUMBERS = {
     ("at least -10", "at most 10"): "flow.logit_mean",
 }
 CHOICES = {
-    "'mnist' or 'digits'": "data.dataset",
+    "'mnist', 'fashion_mnist', 'kmnist', 'digits' or 'folder'": "data.dataset",
+    "'measured' or 'config'": "encode.scale",
     "'bundled' or 'train'": "classifier.source",
     "'bf16' or 'float32'": "autoencoder.precision classifier.precision encode.precision train.precision sample.precision",
     "'dit' or 'modern'": "model.block",
@@ -66,9 +68,9 @@ CHOICES = {
     "'euler', 'midpoint', 'heun' or 'rk4'": "likelihood.solver",
 }
 KINDS = {
-    "a valid boolean": "autoencoder.compile model.labels train.compile runtime.progress",
+    "a valid boolean": "data.skip_broken autoencoder.compile model.labels train.compile runtime.progress",
     "a valid list": "autoencoder.widths train.snapshots sample.guidance_interval sample.trajectory_times",
-    "a valid string": "autoencoder.source autoencoder.revision",
+    "a valid string": "autoencoder.source autoencoder.revision data.root data.digest",
 }
 HUGE = 10**30
 
