@@ -4,6 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import numpy as np
+
 from pipeline.pictures import Picture, strip
 
 STYLE = """
@@ -30,7 +32,7 @@ p { margin: 8px 0; max-width: 75ch; }
 .contents { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: .9rem; } a { color: var(--c0); }
 .cards { columns: 2 420px; column-gap: 16px; } .cards.three { columns: 3 340px; }
 .cards .card { break-inside: avoid; margin-bottom: 16px; }
-figure { margin: 0; }
+figure { margin: 0; } .banner { display: block; max-width: 100%; height: auto; margin: 14px 0; }
 .grid { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 3px 10px; align-items: center; }
 .grid.bare { grid-template-columns: minmax(0, 1fr); }
 .grid img { display: block; width: 100%; height: auto; }
@@ -135,6 +137,12 @@ def heat_table(corner: str, names: Sequence[str], counts: Sequence[Sequence[int]
     return f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
+def inline(images: np.ndarray, zoom: int, said: str, kind: str = "") -> str:
+    """Images (K, C, H, W) side by side in one PNG, and what they are in words."""
+    data = base64.b64encode(strip(images, zoom)).decode()
+    return f'<img class="{kind}" alt="{escape(said, quote=True)}" src="data:image/png;base64,{data}">'
+
+
 def figure(picture: Picture, zoom: int) -> str:
     """A picture, a row one inline PNG; captions are text."""
     parts = []
@@ -144,9 +152,7 @@ def figure(picture: Picture, zoom: int) -> str:
     for i, row in enumerate(picture.images):
         if picture.rows:
             parts.append(f'<span class="row">{escape(picture.rows[i])}</span>')
-        said = escape(f"{picture.title}: {picture.rows[i] if picture.rows else f'row {i + 1}'}", quote=True)
-        data = base64.b64encode(strip(row, zoom)).decode()
-        parts.append(f'<img alt="{said}" src="data:image/png;base64,{data}">')
+        parts.append(inline(row, zoom, f"{picture.title}: {picture.rows[i] if picture.rows else f'row {i + 1}'}"))
     kind = "grid" if picture.rows else "grid bare"
     return (
         f'<figure><figcaption>{escape(picture.title)}</figcaption><div class="{kind}">{"".join(parts)}</div></figure>'

@@ -25,11 +25,11 @@ from pipeline.files import (
     read_json,
     replacing,
 )  # fmt: skip
-from pipeline.page import cards, contents, figure, heading, heat_table, page, table, tiles, titled
+from pipeline.page import cards, contents, figure, heading, heat_table, inline, page, table, tiles, titled
 from pipeline.params import Params
 from pipeline.pictures import Picture, sheet
 from stages.cli import run
-from stages.gallery import GALLERY, Sources
+from stages.gallery import GALLERY, WIDE, Sources
 from stages.provenance import provenance, sha256
 
 SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
@@ -57,8 +57,12 @@ def judged() -> tuple[list[Condition], list[Condition]]:
     return [c for kind, c in found if kind == "condition"], [c for kind, c in found if kind == "alarm"]
 
 
-def overview(metrics: dict[str, Any], line: str, dataset: str, total: int) -> Iterator[str]:
+def overview(
+    metrics: dict[str, Any], line: str, dataset: str, total: int, shown_first: np.ndarray, zoom: int
+) -> Iterator[str]:
+    """What one sees first: some images, the verdict, a few figures."""
     yield f'<p class="soft">lfm · latent flow matching · {escape(dataset)}</p><h1>{total:,} digits out of noise</h1>'
+    yield inline(shown_first, zoom, "One generated image of each class", "banner")
     yield f'<p class="verdict">{line[0].upper() + line[1:]}.</p>'
     accuracy = f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels"
     shown = [
@@ -167,6 +171,7 @@ def main(p: Params) -> None:
         dataset = str(images.attribute("dataset"))
     for picture in pictures:
         sheet(REPORTS / f"{picture.name}.png", picture, p.report.zoom)
+    one_each = next(picture.images[:, 0] for picture in pictures if picture.name == "samples")
     parts = {
         "Verdict": conditions(met, others),
         "Four rows": f'<div class="card">{comparisons(metrics, p.evaluate.pixel_components)}</div>',
@@ -176,7 +181,7 @@ def main(p: Params) -> None:
         "Where it comes from": origin,
     }
     body = [
-        *overview(metrics, verdict(met, others), dataset, len(generated["label"])),
+        *overview(metrics, verdict(met, others), dataset, len(generated["label"]), one_each[:WIDE], p.report.zoom),
         contents(parts),
         *(part for name, body in parts.items() for part in (heading(name), body)),
     ]

@@ -56,6 +56,7 @@ def main(p: Params) -> None:
                 {"accuracy": (scales, [q["accuracy"] for q in guidance])}, "guidance scale", "percent recognised",
                 marks=True, marked=ring("guidance", "accuracy"),
             )),
+            kind="three",
         ),
     ]  # fmt: skip
     with replacing(SWEEPS / "report.html") as part:

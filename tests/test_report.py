@@ -85,8 +85,9 @@ def test_the_page_shows_everything_without_a_network(tiny: Path, browser: Any, w
 
 def test_the_page_holds_every_part(tiny: Path) -> None:
     text = (tiny / "reports/report.html").read_text(encoding="utf-8")
-    for part in ("conditions of indistinguishable", "Four rows", "From noise to digit", "Nearest to a training image",
-                 "Real images, and through the autoencoder", "most and least certain", "asked for, and recognised as",
+    for part in ("One generated image of each class", "conditions of indistinguishable", "Four rows",
+                 "From noise to digit", "Nearest to a training image", "Real images, and through the autoencoder",
+                 "most and least certain", "asked for, and recognised as",
                  "guidance_scale 1.5", "revision null", "sha256", "scikit-learn"):  # fmt: skip
         assert part in text
     ruler = hashlib.sha256((tiny / "models/classifier/model.safetensors").read_bytes()).hexdigest()
