@@ -52,7 +52,7 @@ tr:last-child td { border-bottom: 0; }
 .heat th, .heat td { padding: 5px 2px; text-align: center; }
 svg { display: block; width: 100%; max-width: 560px; height: auto; font-size: 14px; }
 @media (max-width: 500px) { .columns { font-size: .66rem; } .heat { font-size: .7rem; } .grid { column-gap: 6px; }
-  svg { font-size: 16px; } table { font-size: .76rem; } th, td { padding: 6px 4px; }
+  svg { font-size: 16px; } table { font-size: .76rem; } th, td { padding: 6px 3px; } th { font-size: .72rem; }
   .wide td:first-child { white-space: normal; min-width: 7em; } }
 svg text { fill: var(--soft); } svg path { fill: none; }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
