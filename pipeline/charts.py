@@ -6,8 +6,9 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 44, 24, 10, 42
+WIDTH, HEIGHT = 420, 290  # without the legend
+LEFT, RIGHT, TOP, BOTTOM = 66, 32, 32, 44
+KEYS_A_ROW, KEY_HEIGHT = 2, 22  # of the legend, below the chart
 
 Line = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x and y
 
@@ -53,26 +54,26 @@ def chart(
     log_y: bool = False,
     marks: bool = False,
     marked: tuple[float, float] | None = None,
+    level: tuple[str, float] | None = None,
 ) -> str:
-    """An SVG of one or more lines, with a legend where there are several.
+    """An SVG of one or more lines, with a legend where there are several; lines differ in colour and in dashes.
 
     Args:
         lines: name → x and y.
         marks: dots at the points.
         marked: a point to ring.
+        level: a value of y to compare with, and its name.
     """
+    levels = [level[1]] if level else []
     x = Axis([v for xs, _ in lines.values() for v in xs], LEFT, WIDTH - RIGHT, log_x)
-    y = Axis([v for _, ys in lines.values() for v in ys], HEIGHT - BOTTOM, TOP, log_y)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y_label} against {x_label}")}">']
-    for tick in y.ticks:
-        parts.append(f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>')
-    for tick in x.ticks:
-        parts.append(f'<text x="{x(tick)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:,g}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    y = Axis([*(v for _, ys in lines.values() for v in ys), *levels], HEIGHT - BOTTOM, TOP, log_y)
+    keys = _legend(list(lines)) if len(lines) > 1 else []
+    height = HEIGHT + KEY_HEIGHT * math.ceil(len(keys) / KEYS_A_ROW)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(f"{y_label} against {x_label}")}">']
+    parts += [*_frame(x, y, x_label, y_label), *keys]
+    if level:
+        parts.append(f'<path class="level" d="M{LEFT} {y(level[1])}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="{y(level[1]) - 5}" text-anchor="end">{escape(level[0])}</text>')
     for i, (xs, ys) in enumerate(lines.values()):
         places = [f"{x(a)} {y(b)}" for a, b in zip(xs, ys, strict=True)]
         parts.append(f'<path class="line c{i}" d="M{"L".join(places)}"/>')
@@ -80,8 +81,36 @@ def chart(
             parts += [f'<circle class="c{i}" cx="{x(a)}" cy="{y(b)}" r="3.5"/>' for a, b in zip(xs, ys, strict=True)]
     if marked:
         parts.append(f'<circle class="ring" cx="{x(marked[0])}" cy="{y(marked[1])}" r="8"/>')
-    parts.append("</svg>")
-    if len(lines) > 1:
-        names = "".join(f'<span class="c{i}">{escape(name)}</span>' for i, name in enumerate(lines))
-        parts.append(f'<p class="legend">{names}</p>')
-    return "".join(parts)
+    return "".join([*parts, "</svg>"])
+
+
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> list[str]:
+    """Grid, ticks and what they measure."""
+    bottom = HEIGHT - BOTTOM
+    parts = [f'<text x="0" y="16">{escape(y_label)}</text>']
+    for tick in y.ticks:
+        parts.append(f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 5}" text-anchor="end">{_number(tick)}</text>')
+    for tick in x.ticks:
+        parts.append(f'<text x="{x(tick)}" y="{bottom + 18}" text-anchor="middle">{_number(tick)}</text>')
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return parts
+
+
+def _number(value: float) -> str:
+    return f"{value:,g}".replace("-", "−")
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    """A piece of each line with its name."""
+    parts = []
+    for i, name in enumerate(names):
+        left = (WIDTH / KEYS_A_ROW) * (i % KEYS_A_ROW)
+        middle = HEIGHT + KEY_HEIGHT * (i // KEYS_A_ROW) + KEY_HEIGHT / 2
+        parts.append(
+            f'<g class="legend"><path class="line c{i}" d="M{left:g} {middle:g}h28"/>'
+            f'<text x="{left + 34:g}" y="{middle + 5:g}">{escape(name)}</text></g>'
+        )
+    return parts

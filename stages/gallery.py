@@ -96,7 +96,7 @@ def transfer(s: Sources) -> Picture:
     labelled = s.samples.attribute("labelled")
     targets = [f"as {target}" if labelled else "again" for target in s.samples.read("transfer/targets")]
     title = "Class transfer: the noise of a real image, followed with another label"
-    return Picture("transfer", title, np.concatenate([decoded[:, None], images], 1), columns=["image", *targets])
+    return Picture("transfer", title, np.concatenate([decoded[:, None], images], 1), columns=["real", *targets])
 
 
 def neighbours(s: Sources) -> Picture:

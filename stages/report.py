@@ -1,10 +1,7 @@
 """Pictures, and one page that shows everything → reports/*.png and reports/report.html."""
 
-import hashlib
-import platform
 from collections.abc import Iterator, Sequence
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +25,20 @@ from pipeline.files import (
     read_json,
     replacing,
 )  # fmt: skip
-from pipeline.page import cards, figure, heat_table, page, table, tiles, titled
+from pipeline.page import cards, contents, figure, heading, heat_table, inline, page, table, tiles, titled
 from pipeline.params import Params
 from pipeline.pictures import Picture, sheet
 from stages.cli import run
-from stages.gallery import GALLERY, Sources, named
+from stages.gallery import GALLERY, WIDE, Sources, named
+from stages.provenance import provenance, sha256
 
 SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
-PACKAGES = ("torch", "diffusers", "torchdiffeq", "numpy", "scipy", "scikit-learn")
 THINGS = {"mnist": "digits", "digits": "digits"}
 NAMES = {
     "validation": "validation (the floor)",
     "reconstructed": "reconstructed",
     "generated": "generated",
-    "generated_reconstructed": "generated vs reconstructed",
+    "generated_reconstructed": "generated, against reconstructed",
 }
 
 
@@ -61,21 +58,22 @@ def judged() -> tuple[list[Condition], list[Condition]]:
     return [c for kind, c in found if kind == "condition"], [c for kind, c in found if kind == "alarm"]
 
 
-def overview(metrics: dict[str, Any], line: str, dataset: str, total: int) -> Iterator[str]:
+def overview(
+    metrics: dict[str, Any], line: str, dataset: str, total: int, shown_first: np.ndarray, zoom: int
+) -> Iterator[str]:
+    """What one sees first: some images, the verdict, a few figures."""
     things = THINGS.get(dataset, "images")
     yield f'<p class="soft">lfm · latent flow matching · {escape(dataset)}</p><h1>{total:,} {things} out of noise</h1>'
+    yield inline(shown_first, zoom, "One generated image of each class", "banner")
     yield f'<p class="verdict">{line[0].upper() + line[1:]}.</p>'
+    accuracy = f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels"
     shown = [
-        ("Fréchet distance, ± 2 sd", f"{metrics['fd_generated']:.4f} ± {SDS * metrics['fd_generated_sd']:.4f}"),
-        ("times the floor of real images", f"{metrics['fd_generated_vs_floor']:.2f}"),
-        (
-            "labels recognised",
-            f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels",
-        ),
-        ("of real test images", f"{metrics['accuracy_test']:.2f} %"),
+        (f"Fréchet distance, ±\u00a0{SDS * metrics['fd_generated_sd']:.4f} (2 sd)", f"{metrics['fd_generated']:.4f}"),
+        ("times the floor, which real images give", f"{metrics['fd_generated_vs_floor']:.2f}"),
+        (f"labels recognised; of test images {metrics['accuracy_test']:.2f} %", accuracy),
         ("reconstruction PSNR", f"{metrics['psnr']:.2f} dB"),
         ("function evaluations an image", f"{metrics['nfe']:g}"),
-        ("bits per latent dimension", f"{metrics['bits_per_dim']:.3f}"),
+        ("bits per latent dimension", f"{metrics['bits_per_dim']:.3f}".replace("-", "−")),
     ]
     yield tiles(shown)
 
@@ -91,22 +89,29 @@ def conditions(met: Sequence[Condition], others: Sequence[Condition]) -> str:
     )
 
 
-def comparisons() -> str:
-    """The four rows."""
+def comparisons(metrics: dict[str, Any], components: int) -> str:
+    """The four rows, and what they are measured with."""
     t = read_csv(REPORTS / "comparisons.csv", "images")
     names = t.pop("images")
     rows = [{key: float(values[i]) for key, values in t.items()} for i in range(len(names))]
     floor = rows[0]["fd"]
     lines = [
-        (NAMES[name], f"{r['fd']:.4f} ± {SDS * r['fd_sd']:.4f}", f"{r['fd'] / floor:.2f}", f"{r['fd_unbiased']:.4f}",
-         f"{r['fd_pixels']:.3f} ± {SDS * r['fd_pixels_sd']:.3f}", f"{1000 * r['kid']:.2f} ± {1000 * SDS * r['kid_error']:.2f}",
+        (NAMES[name], f"{r['fd']:.4f}\n± {SDS * r['fd_sd']:.4f}", f"{r['fd'] / floor:.2f}", f"{r['fd_unbiased']:.4f}",
+         f"{r['fd_pixels']:.3f}\n± {SDS * r['fd_pixels_sd']:.3f}", f"{1000 * r['kid']:.2f}\n± {1000 * SDS * r['kid_error']:.2f}",
          *(f"{100 * r[key]:.1f}" for key in ("precision", "recall", "density", "coverage")),
          f"{r['two_sample']:.1f} %", f"{r['two_sample_pixels']:.1f} %")
         for name, r in zip(names, rows, strict=True)
     ]  # fmt: skip
     header = ("against the test images", "Fréchet distance", "× floor", "at 1/N → 0", "of pixels", "KID × 1000",
               "precision", "recall", "density", "coverage", "two-sample", "of pixels")  # fmt: skip
-    return table(header, lines)
+    note = (
+        f"Measured in the features of one classifier (sha256 {sha256(CLASSIFIER / 'model.safetensors')[:12]}…, "
+        f"{metrics['accuracy_test']:.2f} % right on the test images): compare no figures of different classifiers. "
+        f"Of pixels: in {components} principal components. ± is two standard deviations. Precision, recall, density and "
+        "coverage in percent. Two-sample: how often a logistic regression tells the two sets apart, 50 % is chance. "
+        "Nothing can be expected to beat the floor."
+    )
+    return table(header, lines, "wide") + f'<p class="note">{escape(note)}</p>'
 
 
 def loss(path: Path, column: str) -> Line:
@@ -136,6 +141,7 @@ def curves() -> str:
             chart({n: (near[n], near["percent"]) for n in ("test", *sets[1:])}, "distance in pixel space", "percent"),
             "Percent of images nearer than that. Memorising would lift a curve far above that of the test images.",
         ),
+        kind="three",
     )
 
 
@@ -151,28 +157,12 @@ def classes(generated: dict[str, np.ndarray], names: dict[int, str]) -> str:
     counts = confusion_matrix(generated["label"].astype(int), generated["recognised"].astype(int), labels=labels)
     return cards(
         titled("Recognised in percent, and share of all images recognised as it", table(header, lines)),
-        titled("Generated images: asked for, and recognised as", heat_table("", t["label"], counts.tolist())),
+        titled(
+            "Generated images: asked for, and recognised as",
+            heat_table("", t["label"], counts.tolist()),
+            "A row for each class asked for, a column for each that the classifier recognised.",
+        ),
     )
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def provenance(p: Params, images: arrays.ArrayFile) -> str:
-    facts = [(f"{split} images", f"sha256 {images.attribute(f'{split}_sha256')}") for split in ("train", "test")]
-    facts += [(f"{f.name} weights", f"sha256 {sha256(f / 'model.safetensors')}") for f in (CLASSIFIER, FLOW)]
-    facts.append(
-        ("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', autoencoder_sha256=str)['autoencoder_sha256']}")
-    )
-    if "broken" in images.attributes:
-        facts.append(("broken images left out", str(images.attributes["broken"])))
-    facts.append(
-        ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]))
-    )
-    sections = p.model_dump(exclude={"runtime"})
-    values = [(name, ", ".join(f"{key} {value}" for key, value in leaves.items())) for name, leaves in sections.items()]
-    return cards(titled("params.yaml", table((), values, "text")), titled("Provenance", table((), facts, "text")))
 
 
 def main(p: Params) -> None:
@@ -186,15 +176,20 @@ def main(p: Params) -> None:
         dataset = str(images.attribute("dataset"))
     for picture in pictures:
         sheet(REPORTS / f"{picture.name}.png", picture, p.report.zoom)
+    one_each = next(picture.images[:, 0] for picture in pictures if picture.name == "samples")
+    parts = {
+        "Verdict": conditions(met, others),
+        "Four rows": f'<div class="card">{comparisons(metrics, p.evaluate.pixel_components)}</div>',
+        "Pictures": cards(*(figure(picture, p.report.zoom) for picture in pictures)),
+        "Curves": curves(),
+        "Classes": classes(generated, sources.classes),
+        "Where it comes from": origin,
+    }
     body = [
-        *overview(metrics, verdict(met, others), dataset, len(generated["label"])),
-        "<h2>Verdict</h2>", conditions(met, others),
-        "<h2>Four rows</h2>", f'<div class="card">{comparisons()}</div>',
-        "<h2>Pictures</h2>", cards(*(figure(picture, p.report.zoom) for picture in pictures)),
-        "<h2>Curves</h2>", curves(),
-        "<h2>Classes</h2>", classes(generated, sources.classes),
-        "<h2>Where it comes from</h2>", origin,
-    ]  # fmt: skip
+        *overview(metrics, verdict(met, others), dataset, len(generated["label"]), one_each[:WIDE], p.report.zoom),
+        contents(parts),
+        *(part for name, body in parts.items() for part in (heading(name), body)),
+    ]
     with replacing(REPORTS / "report.html") as part:
         part.write_text(page("lfm: report", body), encoding="utf-8")
 

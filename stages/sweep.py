@@ -75,6 +75,7 @@ def main(p: Params) -> None:
             "fd": frechet_distance(drawn, reference),
             "fd_validation": frechet_distance(features(classifier, real), reference),
             "accuracy": 100 * float((recognised == labels[:n]).mean()),
+            "images": n,
         },
     )
 
