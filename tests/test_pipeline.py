@@ -1,6 +1,5 @@
 """Caching that is right: what a stage depends on, what a change reruns, and that reruns give the same bytes."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ import yaml
 from dvc.repo import Repo
 
 from pipeline.params import Loader
-from pipeline.workspace import make_workspace
+from pipeline.workspace import make_workspace, outs
 from tests.conftest import ROOT, command, repro
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -153,17 +152,6 @@ def test_a_change_that_gives_the_same_bytes_stops_there(changeable: Path) -> Non
         # The record changes and no weight does: encode and sample run, make what they made before; the page shows it.
         assert sorted(ran(repro(changeable))) == ["autoencoder", "encode", "report", "sample"]
     assert ran(repro(changeable)) == []
-
-
-def outs(workspace: Path) -> dict[str, str]:
-    """sha256 of every file that a stage makes."""
-    found: dict[str, str] = {}
-    for stage in STAGES.values():
-        for out in [*stage["outs"], *(m for entry in stage.get("metrics", []) for m in entry)]:
-            path = workspace / out
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    return found
 
 
 def test_two_runs_from_scratch_give_the_same_bytes(twins: tuple[Path, Path]) -> None:
