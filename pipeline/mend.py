@@ -14,12 +14,16 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
 LOCK, READERS, RUNS = Path("dvc.lock"), Path(".dvc/tmp/rwlock"), Path(".dvc/cache/runs")
+COPIES = "data", "models", "reports", ".dvc/cache/files/md5"  # where DVC copies to a temporary name first
+TEMPORARY = f".{'?' * 22}.tmp"
 
 
 def mend(project: Path) -> list[Path]:
-    """Remove dvc.lock and rwlock where they are cut short, and empty folders of the run cache. Returns what was removed."""
+    """Remove dvc.lock and rwlock where they are cut short, and empty folders of the run cache; also half a copy that DVC
+    left, which is in nobody's way. Returns what was removed."""
     found = [project / name for name, whole in ((LOCK, _lock), (READERS, _readers)) if not whole(project / name)]
     found += [f for f in sorted((project / RUNS).glob("*/*")) if f.is_dir() and not any(f.iterdir())]
+    found += [f for folder in COPIES for f in sorted((project / folder).rglob(TEMPORARY))]
     for path in found:
         path.rmdir() if path.is_dir() else path.unlink()
     return found

@@ -89,6 +89,7 @@ class Outcome(NamedTuple):
 
     twice: int  # steps, or parts, that were done a second time
     mended: list[str]  # records of DVC's that `make mend` had to remove before `dvc repro` could read them
+    litter: list[str]  # half copies that DVC left, in nobody's way
     trouble: list[str]  # what was not as it must be; empty: recovered
 
 
@@ -298,7 +299,8 @@ def torment(
     code, mended = repeat(workspace)
     said = f"`dvc repro` ended with {code}: {(workspace / 'output').read_text()[-2000:]}"
     twice = sum(count - 1 for count in traced(workspace).values())
-    return codes, Outcome(twice, mended, [said] if code else unlike(workspace, wanted))
+    litter = [] if code else [str(path.relative_to(workspace)) for path in mend(workspace)]
+    return codes, Outcome(twice, mended, litter, [said] if code else unlike(workspace, wanted))
 
 
 def drawn(draws: random.Random, stage: str, target: str, number: signal.Signals) -> Blow:

@@ -338,6 +338,8 @@ WHOLE = "schema: '2.0'\nstages:\n  fetch:\n    cmd: x\n"
         ("dvc.lock", f"<<<<<<< ours\n{WHOLE}=======\n", False),  # git's to end
         (".dvc/tmp/rwlock", "{}", False),
         (".dvc/tmp/rwlock", '{"write": {"da', True),
+        ("reports/.wRu5-zJqA2AozAAmrcEVoQ.tmp", "half", True),
+        ("reports/metrics.json", "{}", False),
         (".dvc/cache/runs/ab/abc", None, True),
         (".dvc/cache/runs/ab/abc/def", "cmd: x", False),
     ],
