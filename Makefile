@@ -9,7 +9,7 @@ STAMP := .venv/.set-up
 SHOOT := $(or $(shell command -v chromium),$(shell command -v google-chrome),chromium) --headless --no-sandbox --hide-scrollbars --log-level=3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo repro test check format bench pictures lock
+.PHONY: help setup demo repro test check format bench torture mend pictures lock
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -44,6 +44,12 @@ format: $(STAMP) ## put the code in order
 
 bench: $(STAMP) ## make repro, watched: seconds and peak memory of every stage that runs
 	@$(BIN)/python -m benchmarks.stages
+
+torture: $(STAMP) ## 100 kills at random moments, each made good by dvc repro; TORTURE="--kills 10 --seed 1 --jobs 2"
+	@$(BIN)/python -m tests.torture $(TORTURE)
+
+mend: $(STAMP) ## remove records that dvc was killed in the middle of writing, where it can't read them any more
+	@$(BIN)/python -m pipeline.mend
 
 pictures: ## copy the pictures of the last run to docs/, where the README shows them, and photograph its pages
 	@mkdir -p docs/pictures && cp reports/*.png docs/pictures/

@@ -46,16 +46,19 @@ def ending_by_signal() -> Iterator[None]:
             sys.exit(128 + received[0])
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Under DVC: die with it, for a new `dvc repro` would start the same stage again. At once on Linux, within a second
-    elsewhere. Raises `UserError` where DVC is dead already."""
+    elsewhere. Raises `UserError` where DVC is dead already.
+
+    Args:
+        parent: who the parent was when this process began, some seconds of imports ago.
+    """
     if "DVC_STAGE" not in os.environ:
         return
-    parent = os.getppid()
-    die_with(parent)
-    # An orphan's new parent is an init of another session; one that died just now shows as a change.
+    # Was DVC dead even then, the parent is an init, in most cases of another session.
     if os.getppid() != parent or os.getsid(parent) != os.getsid(0):
         raise UserError(f"the `dvc` that started {os.environ['DVC_STAGE']} is gone; run `dvc repro` again")
+    die_with(parent)
 
 
 def die_with(parent: int) -> None:

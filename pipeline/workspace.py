@@ -1,5 +1,6 @@
 """The same pipeline in a folder of its own: what `make demo` and the tests run, leaving the working tree as it was."""
 
+import hashlib
 import shlex
 import shutil
 from pathlib import Path
@@ -54,3 +55,15 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
     (target / ".dvc").mkdir(exist_ok=True)
     config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true")
     (target / ".dvc/config").write_text(config, encoding="utf-8")
+
+
+def outs(workspace: Path) -> dict[str, str]:
+    """sha256 of every file that a stage makes there."""
+    stages = yaml.load((workspace / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
+    found: dict[str, str] = {}
+    for stage in stages.values():
+        for out in [*stage["outs"], *(name for entry in stage.get("metrics", []) for name in entry)]:
+            path = workspace / out
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            found |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return found

@@ -1,7 +1,9 @@
 """One module is one DVC stage: python -m stages.NAME."""
 
+import os
 import sys
 from importlib.util import find_spec
 
+PARENT = os.getppid()  # before anything slow is imported
 if find_spec("torch") is None:
     sys.exit(f"error: {sys.executable} has no torch; run `make setup`, then `source .venv/bin/activate`")

@@ -13,6 +13,7 @@ from pipeline.files import PARAMS
 from pipeline.fingerprint import Fingerprint, guarding
 from pipeline.params import Params, load_params
 from pipeline.process import alone, end_with_parent, ending_by_signal
+from stages import PARENT
 
 
 def run(main: Callable[[Params], None], *sections: str) -> None:
@@ -26,7 +27,7 @@ def run(main: Callable[[Params], None], *sections: str) -> None:
             root = Path(__file__).resolve().parent.parent
             if root != Path.cwd().resolve():
                 raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
-            end_with_parent()
+            end_with_parent(PARENT)
             params = load_params(PARAMS)
             if sections:
                 _run(main, params, sections)
@@ -56,6 +57,9 @@ def _told(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         reason = " ".join(str(error).split())[:200]
         return f"not enough memory ({reason}); lower batch_size, or the model's width or depth, in params.yaml"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        assert isinstance(error, OSError)
+        return f"{error.filename or '.'}: {error.strerror}; make it writable and run `dvc repro` again"
     if isinstance(error, UserError | ConfigError | OSError):
         return " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
     return None

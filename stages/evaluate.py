@@ -1,5 +1,7 @@
 """Figures of what was generated → reports/metrics.json and tables."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
@@ -9,7 +11,7 @@ from lfm.neighbours import memorised, nearest
 from lfm.psnr import psnr
 from lfm.verdict import verdict
 from lfm.weights import load_model
-from pipeline import arrays
+from pipeline import arrays, scratch
 from pipeline.arrays import ArrayFile
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -107,6 +109,12 @@ def same_data(images: ArrayFile, samples: ArrayFile) -> None:
         )
 
 
+def near_training(seen: View, training: np.ndarray) -> dict[str, np.ndarray]:
+    """The nearest training image of each image of a set, and how far it is."""
+    place, distance = nearest(seen.pixels, training)
+    return {"place": place, "distance": distance}
+
+
 def main(p: Params) -> None:
     classifier = load_model(CLASSIFIER, Classifier).to(device())
     e = p.evaluate
@@ -130,13 +138,15 @@ def main(p: Params) -> None:
     if not labelled:  # nothing was asked for, so nothing can be missed
         sets["generated"] = sets["generated"]._replace(labels=sets["generated"].recognised)
     near = {}
-    with Progress(len(sets), "nearest training images", "set", p.runtime.progress) as progress:
-        for name, s in sets.items():
-            near[name] = nearest(s.pixels, training)
-            progress.advance()
-    copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
+    with scratch.opened() as saved:
+        with Progress(len(sets), "nearest training images", "set", p.runtime.progress) as progress:
+            for name, s in sets.items():
+                part = saved.part(f"nearest-{name}", partial(near_training, s, training))
+                near[name] = part["place"], part["distance"]
+                progress.advance()
+        copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
+        found = judge(sets, copied, e, p.runtime.progress, saved)
 
-    found = judge(sets, copied, e, p.runtime.progress)
     result = figures(found, sets, copied)
     if not labelled:
         del result["accuracy_generated"]

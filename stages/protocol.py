@@ -1,5 +1,7 @@
 """Not a stage: the protocol by which sets of images are compared. Views of images and keyed draws in, figures out."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +12,13 @@ from sklearn.decomposition import PCA
 from lfm import metrics
 from lfm.classifier import Classifier, to_pixels
 from lfm.metrics import Moments, frechet
-from lfm.neighbours import manifolds
+from lfm.neighbours import Manifolds, manifolds
 from lfm.verdict import Comparison, Condition, alarms, indistinguishable
 from pipeline import random
 from pipeline.errors import UserError
 from pipeline.params import EvaluateParams
 from pipeline.report import Progress
+from pipeline.scratch import NOWHERE, Scratch
 
 # The rows of the table: what is compared with what.
 ROWS = {
@@ -103,7 +106,7 @@ def view(
     return View(labels.astype(np.int64), features.double().cpu().numpy(), components.transform(flat(images)), logits)
 
 
-def resample(seen: View, name: str, p: EvaluateParams, progress: Progress) -> Resampled:
+def resample(seen: View, name: str, p: EvaluateParams) -> Resampled:
     """Bootstrap within each class: class counts are matched between the sets, so they are nothing that varies."""
     drawn = Resampled([], [])
     classes = [np.flatnonzero(seen.labels == label) for label in np.unique(seen.labels)]
@@ -113,7 +116,6 @@ def resample(seen: View, name: str, p: EvaluateParams, progress: Progress) -> Re
         counts = np.bincount(rows, minlength=len(seen.labels)).astype(np.float64)
         drawn.features.append(metrics.moments(seen.features, counts))
         drawn.pixels.append(metrics.moments(seen.pixels, counts))
-        progress.advance()
     return drawn
 
 
@@ -177,23 +179,60 @@ def compare(
     ), by_parts
 
 
-def judge(sets: dict[str, View], memorised: dict[str, float], p: EvaluateParams, show: bool = False) -> Findings:
+def spreads(
+    sets: dict[str, View], p: EvaluateParams, progress: Progress, saved: Scratch = NOWHERE
+) -> dict[str, np.ndarray]:
+    """What `apart` says of each row of the table."""
+    drawn = cache(lambda name: resample(sets[name], name, p))
+
+    def of_row(a: str, b: str) -> dict[str, np.ndarray]:
+        return {"distances": apart(drawn(a), drawn(b))}
+
+    found = {}
+    for row, pair in ROWS.items():
+        found[row] = saved.part(f"bootstrap-{row}", partial(of_row, *pair))["distances"]
+        progress.advance()
+    return found
+
+
+def kept(
+    saved: Scratch, row: str, make: Callable[[], tuple[Comparison, list[float]]]
+) -> tuple[Comparison, list[float]]:
+    """What `compare` gives, or what it gave for this row before the process was ended."""
+
+    def packed() -> dict[str, np.ndarray]:
+        comparison, by_parts = make()
+        return {k: np.array(v) for k, v in (comparison._asdict() | {"by_parts": by_parts}).items()}
+
+    values = {k: v.tolist() for k, v in saved.part(f"row-{row}", packed).items()}
+    by_parts, cover = values.pop("by_parts"), Manifolds(*values.pop("manifolds"))
+    return Comparison(manifolds=cover, **values), by_parts
+
+
+def judge(
+    sets: dict[str, View],
+    memorised: dict[str, float],
+    p: EvaluateParams,
+    show: bool = False,
+    saved: Scratch = NOWHERE,
+) -> Findings:
     """The whole protocol.
 
     Args:
         sets: generated, reconstructed (of validation), validation and test images.
         memorised: percent of the generated and of the validation images that lie close to a training image.
         show: progress bars.
+        saved: where what is done is kept, row by row.
     """
-    with Progress(len(sets) * p.bootstrap, "bootstrap", "resample", show) as progress:
-        drawn = {name: resample(seen, name, p, progress) for name, seen in sets.items()}
+    with Progress(len(ROWS), "bootstrap", "row", show) as progress:
+        spread = spreads(sets, p, progress, saved)
     orders = {name: order(seen.labels, name, p.seed) for name, seen in sets.items()}
     scale = float(np.sqrt(np.square(sets["test"].features).mean()))
-    table, by_size, spread = {}, {}, {}
+    table, by_size = {}, {}
     with Progress(len(ROWS), "comparisons", "row", show) as progress:
         for row, (a, b) in ROWS.items():
-            spread[row] = apart(drawn[a], drawn[b])
-            table[row], by_size[row] = compare(sets[a], sets[b], (orders[a], orders[b]), spread[row], scale, p)
+            make = partial(compare, sets[a], sets[b], (orders[a], orders[b]), spread[row], scale, p)
+            table[row], by_size[row] = kept(saved, row, make)
             progress.advance()
     excess_sd, excess_pixels_sd = map(float, (spread["generated"] - spread["validation"]).std(1, ddof=1))
     generated, real = table["generated"], table["validation"]

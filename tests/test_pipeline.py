@@ -1,6 +1,5 @@
 """Caching that is right: what a stage depends on, what a change reruns, and that reruns give the same bytes."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.files import sha256_of
 from pipeline.params import Loader
-from pipeline.workspace import make_workspace
+from pipeline.workspace import make_workspace, outs
 from tests.conftest import ROOT, command, repro
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -179,17 +178,6 @@ def test_another_autoencoder_reruns_what_rests_on_it_and_going_back_runs_nothing
     assert set(waiting) == {"train", "sample", "likelihood", "report"}, "the page shows the parameters"
     assert outs(changeable) != before
     assert ran(repro(changeable)) == [] and outs(changeable) == before
-
-
-def outs(workspace: Path) -> dict[str, str]:
-    """sha256 of every file that a stage makes."""
-    found: dict[str, str] = {}
-    for stage in STAGES.values():
-        for out in [*stage["outs"], *(m for entry in stage.get("metrics", []) for m in entry)]:
-            path = workspace / out
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    return found
 
 
 def test_two_runs_from_scratch_give_the_same_bytes(twins: tuple[Path, Path]) -> None:

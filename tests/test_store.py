@@ -11,11 +11,11 @@ import torch
 from lfm.latents import LatentScale
 from pipeline import arrays, order, ranks
 from pipeline.errors import UserError
+from pipeline.workspace import outs
 from stages import store
 from stages.store import Latents, Streamed
 from tests.conftest import command
 from tests.test_crash import change, copy, kept  # noqa: F401  # `copy` is a fixture
-from tests.test_pipeline import outs
 
 
 @pytest.fixture

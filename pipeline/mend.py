@@ -1,0 +1,51 @@
+"""What `dvc` can't read any more when it was killed while it wrote it; `make mend` removes it, when no `dvc` is at work.
+
+DVC writes its own records in place: dvc.lock, the lock file of its readers and writers, and entries of its run cache. No
+stage has a part in that. `dvc repro` then ends with an error that names one of them; without it DVC makes it anew, and takes
+what was done from its cache, so nothing is run again.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from voluptuous import Invalid
+
+LOCK, READERS, RUNS = Path("dvc.lock"), Path(".dvc/tmp/rwlock"), Path(".dvc/cache/runs")
+COPIES = "data", "models", "reports", ".dvc/cache/files/md5"  # where DVC copies to a temporary name first
+TEMPORARY = f".{'?' * 22}.tmp"
+
+
+def mend(project: Path) -> list[Path]:
+    """Remove dvc.lock and rwlock where they are cut short, and empty folders of the run cache; also half a copy that DVC
+    left, which is in nobody's way. Returns what was removed."""
+    found = [project / name for name, whole in ((LOCK, _lock), (READERS, _readers)) if not whole(project / name)]
+    found += [f for f in sorted((project / RUNS).glob("*/*")) if f.is_dir() and not any(f.iterdir())]
+    found += [f for folder in COPIES for f in sorted((project / folder).rglob(TEMPORARY))]
+    for path in found:
+        path.rmdir() if path.is_dir() else path.unlink()
+    return found
+
+
+def _lock(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else None
+        if text is not None and "<<<<<<<" not in text:  # a merge is git's to end
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, Invalid):
+        return False
+    return True
+
+
+def _readers(path: Path) -> bool:
+    try:
+        return not path.exists() or isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    for removed in mend(Path()):
+        print(f"{removed}: `dvc` was killed while it wrote it; removed", file=sys.stderr)

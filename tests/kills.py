@@ -1,0 +1,309 @@
+"""One round of torture: a stage that has to run, a signal at a chosen moment, and whether `dvc repro` then makes it good.
+
+The workspace is a copy of one in which everything has run, and in which the chosen stage was then forgotten by DVC: its
+entry in dvc.lock, its outs, their copies in the cache and its run cache. `stages/cli.py` of the copy, which no stage lists
+because it can't change a result, is given a trace: a line for each optimiser step and each part that is really made.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import yaml
+
+from pipeline.mend import mend
+from pipeline.params import Loader
+from pipeline.workspace import apply, outs
+from tests.conftest import ENVIRONMENT, heed_signals
+
+TARGETS = ("stage", "dvc", "group")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MOMENTS = ("any time", "at work", "publishing", "dvc saves")
+CHECKPOINT_EVERY = 4
+PATIENCE_S, POLL_S = 900, 0.01
+TRACE = """
+
+def _trace() -> None:
+    from pipeline.checkpoint import Checkpoints
+    from pipeline.scratch import Scratch
+
+    def note(*words: object) -> None:
+        with open("trace", "a") as file:
+            file.write(" ".join(map(str, words)) + "\\n")
+
+    keep, part = Checkpoints.keep, Scratch.part
+
+    def noted_keep(self, state, done, steps):
+        note(self.scratch.stage, done)
+        keep(self, state, done, steps)
+
+    def noted_part(self, name, make):
+        def noted():
+            made = make()
+            note(self.stage, name)
+            return made
+
+        return part(self, name, noted)
+
+    Checkpoints.keep, Scratch.part = noted_keep, noted_part
+
+
+_trace()
+"""
+
+
+class Blow(NamedTuple):
+    """What is done to a running `dvc repro`."""
+
+    stage: str
+    target: str
+    signal: signal.Signals
+    moment: str
+    wait: float  # of 0 … 1: how far into that moment
+
+    def __str__(self) -> str:
+        return f"{self.signal.name} to {self.target} of {self.stage}, {self.moment} {self.wait:.3f}"
+
+
+class Pace(NamedTuple):
+    """Of one stage, undisturbed: what `moment` and `wait` are measured in."""
+
+    seconds: float  # from `dvc repro` to its end, when only this stage runs
+    units: int  # steps or parts that it traces
+
+
+class Outcome(NamedTuple):
+    """What became of a round."""
+
+    twice: int  # steps, or parts, that were done a second time
+    mended: list[str]  # records of DVC's that `make mend` had to remove before `dvc repro` could read them
+    litter: list[str]  # half copies that DVC left, in nobody's way
+    trouble: list[str]  # what was not as it must be; empty: recovered
+
+
+class Reference(NamedTuple):
+    """An undisturbed workspace: every out and what DVC recorded."""
+
+    outs: dict[str, str]
+    lock: dict[str, Any]
+    files: set[str]  # all that lies beside the outs too
+
+
+def recorded(workspace: Path) -> dict[str, Any]:
+    """dvc.lock: of each stage its command, parameters, and md5 sums."""
+    found: dict[str, Any] = yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return found
+
+
+def listed(workspace: Path) -> set[str]:
+    """Names of all files where outs lie."""
+    found = (f for folder in ("data", "models", "reports") for f in (workspace / folder).rglob("*"))
+    return {str(f.relative_to(workspace)) for f in found if f.is_file()}
+
+
+def reference(workspace: Path) -> Reference:
+    return Reference(outs(workspace), recorded(workspace), listed(workspace))
+
+
+def traced(workspace: Path) -> Counter[tuple[str, ...]]:
+    """How often each step and each part was made."""
+    trace = workspace / "trace"
+    return Counter(tuple(line.split()) for line in trace.read_text().splitlines()) if trace.exists() else Counter()
+
+
+def prepare(undisturbed: Path, workspace: Path, stage: str) -> None:
+    """Make `workspace` a copy of `undisturbed` in which one stage has to run again."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    shutil.copytree(undisturbed, workspace, symlinks=True)
+    shutil.rmtree(workspace / ".dvc/tmp", ignore_errors=True)
+    (workspace / "trace").unlink(missing_ok=True)
+    params = yaml.load((workspace / "params.yaml").read_text(), Loader)
+    changed = apply(params, {"runtime.checkpoint_every": CHECKPOINT_EVERY, "runtime.progress": False}, "torture")
+    (workspace / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    cli = workspace / "stages/cli.py"
+    if TRACE not in cli.read_text():
+        cli.write_text(cli.read_text() + TRACE)
+    forget(workspace, stage)
+
+
+def forget(workspace: Path, stage: str) -> None:
+    """Remove what DVC and the disk know of a stage's result."""
+    lock = yaml.safe_load((workspace / "dvc.lock").read_text())
+    entry = lock["stages"].pop(stage)
+    (workspace / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    for run in sorted((workspace / ".dvc/cache/runs").rglob("*")):
+        if run.is_file() and yaml.safe_load(run.read_text())["cmd"] == entry["cmd"]:
+            shutil.rmtree(run.parent)  # an empty one is an error to DVC
+    for out in entry["outs"]:
+        path = workspace / out["path"]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        held = cached(workspace, out["md5"])
+        if held.suffix == ".dir":
+            for child in json.loads(held.read_text()):
+                cached(workspace, child["md5"]).unlink(missing_ok=True)
+        held.unlink(missing_ok=True)
+
+
+def cached(workspace: Path, md5: str) -> Path:
+    """Where DVC's cache holds what has this md5."""
+    return workspace / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
+
+def spoilt(workspace: Path) -> list[str]:
+    """Objects of the cache that are not what their names say."""
+    found = []
+    for path in (workspace / ".dvc/cache/files/md5").rglob("*"):
+        name = (path.parent.name + path.name).removesuffix(".dir")
+        if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name:
+            found.append(f"{path} is no md5 of its content")
+    return found
+
+
+def launch(workspace: Path) -> subprocess.Popen[str]:
+    """`dvc repro`, leader of a process group of its own."""
+    environment = ENVIRONMENT | {"DVC_SITE_CACHE_DIR": str(workspace / ".dvc/site")}
+    with (workspace / "output").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=workspace,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+            preexec_fn=heed_signals,
+        )
+
+
+def the_stage(dvc: int, stage: str) -> psutil.Process | None:
+    """The process of a stage that dvc has started."""
+    listed = Path(f"/proc/{dvc}/task/{dvc}/children")  # of Linux: cheaper than a look at all processes
+    try:
+        if listed.exists():
+            children = [psutil.Process(int(child)) for child in listed.read_text().split()]
+        else:
+            children = psutil.Process(dvc).children()
+        return next((c for c in children if c.cmdline()[1:] == ["-m", f"stages.{stage}"]), None)
+    except (psutil.NoSuchProcess, OSError):
+        return None
+
+
+def working(workspace: Path, stage: str, dvc: int) -> bool:
+    """Whether the stage's process has taken its lock, as it does when all is imported."""
+    lock, found = workspace / f".dvc/tmp/lfm/{stage}/lock", the_stage(dvc, stage)
+    return found is not None and lock.exists() and lock.read_text() == f"{found.pid}\n"
+
+
+def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -> Callable[[], bool]:
+    """A question: has the moment of the blow begun?"""
+    seen: list[psutil.Process] = []
+    entry = yaml.load((workspace / "dvc.yaml").read_text(), Loader)["stages"][blow.stage]
+    places = [path for out in entry["outs"] for path in (workspace / out, workspace / f"{out}.part")]
+    before, left = traced(workspace).total(), {path for path in places if path.exists()}
+    units = pace.units - before
+
+    def at_work() -> bool:
+        if units <= 0:
+            return working(workspace, blow.stage, dvc.pid)
+        return traced(workspace).total() - before >= 1 + int(blow.wait * units)
+
+    def publishing() -> bool:
+        if left:
+            return working(workspace, blow.stage, dvc.pid)
+        return any(path.exists() for path in places)
+
+    def saving() -> bool:
+        if not seen and (found := the_stage(dvc.pid, blow.stage)):
+            seen.append(found)
+        return bool(seen) and (not seen[0].is_running() or seen[0].status() == psutil.STATUS_ZOMBIE)
+
+    def running() -> bool:
+        return blow.target != "stage" or the_stage(dvc.pid, blow.stage) is not None
+
+    return {"any time": running, "at work": at_work, "publishing": publishing, "dvc saves": saving}[blow.moment]
+
+
+def strike(workspace: Path, blow: Blow, pace: Pace) -> int:
+    """Start `dvc repro`, deal the blow, and return the exit code; 0 also where the blow came too late."""
+    dvc = launch(workspace)
+    ready = begun(workspace, blow, pace, dvc)
+    while dvc.poll() is None and not ready():
+        time.sleep(POLL_S)
+    most = {"any time": pace.seconds, "at work": 0.02 if pace.units else 1.0, "publishing": 0.05, "dvc saves": 1.0}
+    deadline = time.monotonic() + blow.wait * most[blow.moment]
+    while dvc.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    struck = dvc.poll() is None and deal(dvc, blow)
+    code = dvc.wait(PATIENCE_S)
+    return code if struck else 0
+
+
+def deal(dvc: subprocess.Popen[str], blow: Blow) -> bool:
+    """Send the signal. Returns whether there was what it was meant for."""
+    found = the_stage(dvc.pid, blow.stage) if blow.target == "stage" else psutil.Process(dvc.pid)
+    if found is None:
+        return False
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        os.killpg(dvc.pid, blow.signal) if blow.target == "group" else found.send_signal(blow.signal)
+        return True
+    return False
+
+
+def lingering(workspace: Path) -> list[psutil.Process]:
+    """Processes that work there."""
+    found = []
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] == str(workspace) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def repeat(workspace: Path) -> tuple[int, list[str]]:
+    """A plain `dvc repro`, and where DVC can't read its own records another one after `make mend`. Returns the exit code and
+    what was removed."""
+    code = launch(workspace).wait(PATIENCE_S)
+    removed = [str(path.relative_to(workspace)) for path in mend(workspace)] if code else []
+    return launch(workspace).wait(PATIENCE_S) if removed else code, removed
+
+
+def unlike(workspace: Path, wanted: Reference) -> list[str]:
+    """What is not as in an undisturbed workspace."""
+    found = reference(workspace)
+    trouble = [f"{name} differs" for name, digest in wanted.outs.items() if found.outs.get(name) != digest]
+    trouble += [f"dvc.lock differs in {name}" for name in wanted.lock if found.lock.get(name) != wanted.lock[name]]
+    trouble += [f"{name} is left over" for name in sorted(found.files - wanted.files)]
+    deadline = time.monotonic() + 30
+    while (left := lingering(workspace)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return trouble + spoilt(workspace) + [f"{process} still runs" for process in left]
+
+
+def torment(
+    undisturbed: Path, workspace: Path, wanted: Reference, blows: list[Blow], paces: dict[str, Pace]
+) -> tuple[list[int], Outcome]:
+    """One round: blows one after the other at the same stage, then `dvc repro`. Returns each blow's exit code as well."""
+    prepare(undisturbed, workspace, blows[0].stage)
+    codes = [strike(workspace, blow, paces[blow.stage]) for blow in blows]
+    code, mended = repeat(workspace)
+    said = f"`dvc repro` ended with {code}: {(workspace / 'output').read_text()[-2000:]}"
+    twice = sum(count - 1 for count in traced(workspace).values())
+    litter = [] if code else [str(path.relative_to(workspace)) for path in mend(workspace)]
+    return codes, Outcome(twice, mended, litter, [said] if code else unlike(workspace, wanted))
+
+
+def drawn(draws: random.Random, stage: str, target: str, number: signal.Signals) -> Blow:
+    """A blow at a moment that is drawn; what DVC saves, it saves when the stage's process is gone."""
+    moments = MOMENTS[:-1] if target == "stage" else MOMENTS
+    return Blow(stage, target, number, draws.choice(moments), draws.random())

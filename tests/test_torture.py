@@ -1,0 +1,56 @@
+"""The short form of `make torture`: three kills, of three kinds, at work; the long one draws a hundred at any moment."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.workspace import outs
+from tests.conftest import command, repro
+from tests.kills import CHECKPOINT_EVERY, Blow, Pace, recorded, reference, torment
+
+BLOWS = [
+    (Blow("train", "group", signal.SIGKILL, "at work", 0.5), Pace(60, 20), CHECKPOINT_EVERY, -signal.SIGKILL),
+    (Blow("evaluate", "dvc", signal.SIGTERM, "at work", 0.7), Pace(60, 12), 1, -signal.SIGTERM),
+    (Blow("sample", "stage", signal.SIGINT, "at work", 0.4), Pace(60, 9), 1, 255),
+]
+
+
+@pytest.mark.parametrize(("blow", "pace", "most", "code"), BLOWS, ids=[blow.stage for blow, *_ in BLOWS])
+def test_a_plain_repro_after_a_kill_leaves_what_an_undisturbed_one_does(
+    tiny: Path, tmp_path: Path, blow: Blow, pace: Pace, most: int, code: int
+) -> None:
+    codes, outcome = torment(tiny, tmp_path / "work", reference(tiny), [blow], {blow.stage: pace})
+    assert outcome.trouble == []
+    assert codes == [code]  # so it came in time
+    assert outcome.twice <= most
+
+
+def test_a_flipped_bit_is_noticed_by_dvc_and_made_good(tiny: Path, tmp_path: Path) -> None:
+    work, whole = tmp_path / "work", outs(tiny)
+    shutil.copytree(tiny, work)
+    for name in whole:
+        content = bytearray((work / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (work / name).write_bytes(content)
+    told = command("dvc", "status", cwd=work).stdout
+    places = {name if name.count("/") < 2 else name.rpartition("/")[0] for name in whole}
+    assert [
+        place for place in sorted(places) if not any(place in line and "modified" in line for line in told.split("\n"))
+    ] == []
+    assert "Running stage" not in repro(work)  # all of it is in the cache
+    assert outs(work) == whole
+
+
+def test_what_dvc_can_not_read_after_its_own_death_is_mended(tiny: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(tiny, work)
+    (work / "dvc.lock").write_text("")  # as it is while DVC writes it
+    result = command("dvc", "repro", cwd=work)
+    assert result.returncode == 255 and "'./dvc.lock' validation failed." in result.stderr
+    assert command("python", "-m", "pipeline.mend", cwd=work).stderr == (
+        "dvc.lock: `dvc` was killed while it wrote it; removed\n"
+    )
+    assert "Running stage" not in repro(work)
+    assert recorded(work) == recorded(tiny)
