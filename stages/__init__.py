@@ -6,4 +6,5 @@ from importlib.util import find_spec
 
 PARENT = os.getppid()  # before anything slow is imported
 if find_spec("torch") is None:
-    sys.exit(f"error: {sys.executable} has no torch; run `make setup`, then `source .venv/bin/activate`")
+    print(f"error: {sys.executable} has no torch; run `make setup`, then `source .venv/bin/activate`", file=sys.stderr)
+    sys.exit(2)
