@@ -82,7 +82,7 @@ def test_floats_are_those_of_yaml_1_2(number: str) -> None:
             "sample.solver is 'rk45'; it must be 'euler', 'midpoint', 'heun', 'rk4', 'dopri5' or 'euler_maruyama'",
         ),
         ("flow.path", "linear", "flow.path is 'linear'; it must be 'cond_ot', 'gvp' or 'vp'"),
-        ("model.labels", False, "sample.guidance_scale 1.3 needs labels, and model.labels is false; set it to 1"),
+        ("model.labels", False, "sample.guidance_scale 3 needs labels, and model.labels is false; set it to 1"),
         ("sample.guidance_interval", [0.5, 0.1], "sample.guidance_interval [0.5, 0.1] must rise; swap its ends"),
         ("sample.guidance_interval", [0.5], "sample.guidance_interval is [0.5]; it must have at least 2 items, not 1"),
         ("flow.sigma_min", 1, "flow.sigma_min is 1; it must be less than 1"),
