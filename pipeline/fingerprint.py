@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.params import Loader, Params, load_params
 from pipeline.runtime import machine
 
-LIBRARIES = ("torch", "numpy", "diffusers", "torchdiffeq")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "diffusers", "torchdiffeq")
 
 
 class Input(NamedTuple):
@@ -29,10 +29,10 @@ class Input(NamedTuple):
 
 
 class Fingerprint:
-    """Of the stage `name` of dvc.yaml, which reads `sections` of params.yaml."""
+    """Of the stage `name` of dvc.yaml, or of another such `file`, which reads `sections` of params.yaml."""
 
-    def __init__(self, name: str, sections: Sequence[str], params: Params) -> None:
-        stage = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"][name]
+    def __init__(self, name: str, sections: Sequence[str], params: Params, file: str = "dvc.yaml") -> None:
+        stage = yaml.load(Path(file).read_text(encoding="utf-8"), Loader)["stages"][name]
         self.name, self.cmd = name, stage["cmd"]
         self.params = {section: getattr(params, section) for section in sections}
         missing = next((dep for dep in stage["deps"] if not Path(dep).exists()), None)

@@ -36,7 +36,7 @@ from pipeline.errors import UserError
 from pipeline.process import alone
 from pipeline.report import Progress, say
 
-TRIES, TIMEOUT_S = 4, 20  # tries without a single byte
+TRIES, TIMEOUT_S = 4, 20  # tries in a row that come no further
 HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # what the hub names a file by: git's sha1, or sha256 where it is large
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
@@ -85,7 +85,7 @@ def _download(model: str, commit: str, name: str, show: bool) -> Path:
         )
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{model.replace('/', '--')}"
     blob = cache / folder / "blobs" / etag
-    with alone(cache / ".locks" / folder / f"{etag}.lfm.lock"):
+    with alone(cache / ".locks" / folder / f"{etag}.lfm.lock", waiting=name):
         if not blob.exists():
             blob.parent.mkdir(parents=True, exist_ok=True)
             part = blob.with_name(f"{etag}.lfm.incomplete")
@@ -103,7 +103,7 @@ def _fetch(url: str, file: BinaryIO, size: int, progress: Progress) -> None:
     """Append what a file lacks; a connection that breaks is taken up again."""
     if file.seek(0, os.SEEK_END) > size:
         file.truncate(file.seek(0))
-    have, failures = file.tell(), 0
+    have, most, failures = file.tell(), file.tell(), 0
     progress.advance(have)
     while have < size:
         start, reason = have, "the connection ended"
@@ -112,7 +112,8 @@ def _fetch(url: str, file: BinaryIO, size: int, progress: Progress) -> None:
         except BROKEN as error:
             reason = _reason(error)
         have = file.seek(0, os.SEEK_END)
-        failures = failures + 1 if have == start else 0
+        failures = 0 if have > most else failures + 1
+        most = max(most, have)
         if failures == TRIES:
             raise requests.ConnectionError(reason)
         if have < size:

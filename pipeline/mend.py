@@ -9,11 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+import psutil
 import yaml
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
-LOCK, READERS, RUNS = Path("dvc.lock"), Path(".dvc/tmp/rwlock"), Path(".dvc/cache/runs")
+LOCKS, READERS, RUNS = (Path("dvc.lock"), Path("sweeps/dvc.lock")), Path(".dvc/tmp/rwlock"), Path(".dvc/cache/runs")
 COPIES = "data", "models", "reports", ".dvc/cache/files/md5"  # where DVC copies to a temporary name first
 TEMPORARY = f".{'?' * 22}.tmp"
 
@@ -21,7 +22,8 @@ TEMPORARY = f".{'?' * 22}.tmp"
 def mend(project: Path) -> list[Path]:
     """Remove dvc.lock and rwlock where they are cut short, and empty folders of the run cache; also half a copy that DVC
     left, which is in nobody's way. Returns what was removed."""
-    found = [project / name for name, whole in ((LOCK, _lock), (READERS, _readers)) if not whole(project / name)]
+    found = [project / name for name in LOCKS if not _lock(project / name)]
+    found += [] if _readers(project / READERS) else [project / READERS]
     found += [f for f in sorted((project / RUNS).glob("*/*")) if f.is_dir() and not any(f.iterdir())]
     found += [f for folder in COPIES for f in sorted((project / folder).rglob(TEMPORARY))]
     for path in found:
@@ -46,6 +48,23 @@ def _readers(path: Path) -> bool:
         return False
 
 
+def at_work(project: Path) -> list[int]:
+    """Processes of `dvc`, or of a stage, in this project or one of its temporary workspaces."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
+        words, where = process.info["cmdline"] or [], Path(process.info["cwd"] or "/")
+        ours = any(Path(word).name == "dvc" or word.startswith("stages.") for word in words[:4])
+        if ours and (where == project or project in where.parents):
+            found.append(int(process.info["pid"]))
+    return found
+
+
 if __name__ == "__main__":
+    if working := at_work(Path.cwd().resolve()):
+        print(
+            f"error: `dvc` is at work here (process {working[0]}); wait for it or stop it, then run again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     for removed in mend(Path()):
         print(f"{removed}: `dvc` was killed while it wrote it; removed", file=sys.stderr)

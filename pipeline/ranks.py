@@ -20,15 +20,17 @@ def processes() -> int:
     return int(wanted)
 
 
-def together(work: Callable[..., None], *given: Any) -> None:
+def together(work: Callable[..., None], told: Callable[[BaseException], str | None], *given: Any) -> None:
     """Run `work(rank, processes, *given)` in all processes, rank 0 in this one, and return when all have ended.
 
-    Raises `UserError` where another one failed; they end with this one, however that ends.
+    Raises `UserError` where another one failed; they end with this one, however that ends. `told` is an error in one line, or
+    None for a defect of ours.
     """
     n = processes()
     context = multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=_other, args=(os.getpid(), work, rank, n, *given), daemon=True) for rank in range(1, n)
+        context.Process(target=_other, args=(os.getpid(), work, told, rank, n, *given), daemon=True)
+        for rank in range(1, n)
     ]
     try:
         for process in others:
@@ -44,11 +46,16 @@ def together(work: Callable[..., None], *given: Any) -> None:
                 process.terminate()
 
 
-def _other(parent: int, work: Callable[..., None], rank: int, n: int, *given: Any) -> None:
+def _other(
+    parent: int, work: Callable[..., None], told: Callable[[BaseException], str | None], rank: int, n: int, *given: Any
+) -> None:
     with ending_by_signal():
         die_with(parent)
         try:
             work(rank, n, *given)
-        except UserError as error:
-            print(f"error: process {rank} of {n}: {error}", file=sys.stderr)
+        except Exception as error:
+            line = told(error)
+            if line is None or os.environ.get("LFM_DEBUG") == "1":
+                raise
+            print(f"error: process {rank} of {n}: {line}", file=sys.stderr)
             sys.exit(2)

@@ -8,6 +8,7 @@ as safetensors: nothing that is read here can run code.
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +24,8 @@ from pipeline.files import given
 from pipeline.process import alone, try_lock
 from pipeline.report import say
 
-KEPT_KEYS = 3
-LOCK = "lock"
+KEPT_KEYS, UNFINISHED_DAYS = 3, 30  # what is finished, and what was ended and never gone on with
+LOCK, DONE = "lock", "done"
 
 
 def home() -> Path:
@@ -95,12 +96,16 @@ def opened() -> Iterator[Scratch]:
         os.utime(folder)
         _clean(folder.parent)
         yield Scratch(folder, running.name)
+        (folder / DONE).touch()
 
 
 def _clean(stage: Path) -> None:
-    """Remove all folders but the newest few and those at work."""
+    """Remove all finished folders but the newest few, and those left unfinished for long; never one at work."""
     folders = sorted((f for f in stage.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime_ns, reverse=True)
-    for folder in folders[KEPT_KEYS:]:
+    finished = [folder for folder in folders if (folder / DONE).exists()]
+    oldest = time.time() - UNFINISHED_DAYS * 24 * 3600
+    left = [folder for folder in folders if folder not in finished and folder.stat().st_mtime < oldest]
+    for folder in finished[KEPT_KEYS:] + left:
         held = try_lock(folder / LOCK)
         if held is not None:
             shutil.rmtree(folder, ignore_errors=True)

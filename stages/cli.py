@@ -16,8 +16,9 @@ from pipeline.process import alone, end_with_parent, ending_by_signal
 from stages import PARENT
 
 
-def run(main: Callable[[Params], None], *sections: str) -> None:
-    """Call a stage's main; `sections` are those of params.yaml that it uses, none for what is no stage.
+def run(main: Callable[[Params], None], *sections: str, of: tuple[str, str] | None = None) -> None:
+    """Call a stage's main; `sections` are those of params.yaml that it uses, none for what is no stage. `of` says where the
+    stage stands, (file, name), if that is not dvc.yaml under the name of its module.
 
     Exit code 2 for a user's mistake, 128 + signal where one ended it; `LFM_DEBUG=1` shows tracebacks.
     """
@@ -30,27 +31,28 @@ def run(main: Callable[[Params], None], *sections: str) -> None:
             end_with_parent(PARENT)
             params = load_params(PARAMS)
             if sections:
-                _run(main, params, sections)
+                _run(main, params, sections, of)
             else:
                 main(params)
         except Exception as error:
-            line = _told(error)
+            line = told(error)
             if line is None or os.environ.get("LFM_DEBUG") == "1":
                 raise
             print(f"error: {line}", file=sys.stderr)
             sys.exit(2)
 
 
-def _run(main: Callable[[Params], None], params: Params, sections: tuple[str, ...]) -> None:
+def _run(main: Callable[[Params], None], params: Params, sections: tuple[str, ...], of: tuple[str, str] | None) -> None:
     name = Path(main.__code__.co_filename).stem
+    file, stage = of or ("dvc.yaml", name)
     with alone(Path(".dvc/tmp/lfm") / name / "lock"):
-        start = Fingerprint(name, sections, params)
+        start = Fingerprint(stage, sections, params, file)
         with guarding(start):
             main(params)
         start.check()
 
 
-def _told(error: BaseException) -> str | None:
+def told(error: BaseException) -> str | None:
     """An error in one line; None for one that is a defect of ours."""
     if _no_space(error):
         return "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"

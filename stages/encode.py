@@ -17,7 +17,7 @@ from pipeline.params import EncodeParams, Params
 from pipeline.report import Progress
 from pipeline.runtime import device, precision
 from pipeline.scratch import Scratch
-from stages.cli import run
+from stages.cli import run, told
 
 BATCHES = 8  # a part is so many
 LARGEST = 1e18  # a latent whose square float32 still holds
@@ -128,7 +128,7 @@ def main(p: Params) -> None:
         lengths = {split: images.shape(f"{split}/labels")[0] for split in SPLITS}
         todo = parts(lengths, p.encode.batch_size)
         if ranks.processes() > 1:
-            ranks.together(work, p, todo, saved)
+            ranks.together(work, told, p, todo, saved)
         encoder = Encoder(p.encode, images)
         named = encoder.coder.scale() if p.encode.scale == "config" else None
         with arrays.writing(LATENTS) as latents:

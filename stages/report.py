@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from lfm.verdict import SDS, Condition, verdict
+from lfm.neighbours import Manifolds
+from lfm.verdict import SDS, Comparison, Condition, verdict
 from pipeline import arrays
 from pipeline.charts import Line, chart
 from pipeline.errors import UserError
@@ -34,6 +35,7 @@ from stages.provenance import provenance, sha256
 
 SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
 THINGS = {"mnist": "digits", "digits": "digits"}
+EACH = ("label", "recognised", "log_odds", "nearest_training", "distance")  # of every image
 NAMES = {
     "validation": "validation (the floor)",
     "reconstructed": "reconstructed",
@@ -42,19 +44,20 @@ NAMES = {
 }
 
 
-def columns(path: Path) -> dict[str, np.ndarray]:
-    """A table of numbers."""
+def columns(path: Path, *names: str, words: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """A table that holds these columns: numbers, but for those of `words`."""
     try:
-        return {name: np.array(values, float) for name, values in read_csv(path).items()}
+        read = read_csv(path, *names, *words).items()
+        return {name: np.array(values) if name in words else np.array(values, float) for name, values in read}
     except ValueError as error:
         raise UserError(f"{path}: not all numbers ({error}); delete it and run `dvc repro`") from error
 
 
 def judged() -> tuple[list[Condition], list[Condition]]:
     """The conditions and the alarms that `evaluate` wrote."""
-    rows = read_csv(REPORTS / "conditions.csv", "kind", "name", "what", "figure", "limit")
-    every = zip(*(rows[n] for n in ("kind", "name", "what", "figure", "limit")), strict=True)
-    found = [(kind, Condition(name, what, float(figure), float(limit))) for kind, name, what, figure, limit in every]
+    rows = columns(REPORTS / "conditions.csv", "figure", "limit", words=("kind", "name", "what"))
+    every = zip(*(rows[n].tolist() for n in ("kind", "name", "what", "figure", "limit")), strict=True)
+    found = [(kind, Condition(name, what, figure, limit)) for kind, name, what, figure, limit in every]
     return [c for kind, c in found if kind == "condition"], [c for kind, c in found if kind == "alarm"]
 
 
@@ -91,9 +94,12 @@ def conditions(met: Sequence[Condition], others: Sequence[Condition]) -> str:
 
 def comparisons(metrics: dict[str, Any], components: int) -> str:
     """The four rows, and what they are measured with."""
-    t = read_csv(REPORTS / "comparisons.csv", "images")
-    names = t.pop("images")
-    rows = [{key: float(values[i]) for key, values in t.items()} for i in range(len(names))]
+    path, kinds = REPORTS / "comparisons.csv", [n for n in Comparison._fields if n != "manifolds"]
+    t = columns(path, *kinds, *Manifolds._fields, words=("images",))
+    names = t.pop("images").tolist()
+    if unknown := set(names) - set(NAMES):
+        raise UserError(f"{path}: has a row '{min(unknown)}'; delete it and run `dvc repro`")
+    rows = [{key: values[i] for key, values in t.items()} for i in range(len(names))]
     floor = rows[0]["fd"]
     lines = [
         (NAMES[name], f"{r['fd']:.4f}\n± {SDS * r['fd_sd']:.4f}", f"{r['fd'] / floor:.2f}", f"{r['fd_unbiased']:.4f}",
@@ -116,19 +122,20 @@ def comparisons(metrics: dict[str, Any], components: int) -> str:
 
 def loss(path: Path, column: str) -> Line:
     """One curve."""
-    t = read_csv(path, "step", column)
-    return [float(x) for x in t["step"]], [float(y) for y in t[column]]
+    t = columns(path, "step", column)
+    return t["step"], t[column]
 
 
 def curves() -> str:
     """Losses, the distance against 1/N, and how near training images lie."""
-    sizes, near = columns(REPORTS / "frechet_by_size.csv"), columns(REPORTS / "nearest.csv")
+    sets = ("validation", "reconstructed", "generated")
+    sizes = columns(REPORTS / "frechet_by_size.csv", "images", *sets)
+    near = columns(REPORTS / "nearest.csv", "percent", "test", *sets[1:])
     losses = {
         "training": loss(FLOW / "curves.csv", "train_loss"),
         "validation": loss(FLOW / "validation.csv", "validation_loss"),
     }
     inverse = 1000 / sizes["images"]
-    sets = ("validation", "reconstructed", "generated")
     return cards(
         titled("Flow matching loss", chart(losses, "step", "mean squared error of the velocity")),
         titled(
@@ -146,27 +153,24 @@ def curves() -> str:
 
 
 def classes(generated: dict[str, np.ndarray], names: dict[int, str]) -> str:
-    t = read_csv(REPORTS / "accuracy.csv", "label")
     shown = ("test", "reconstructed", "generated", "share_test", "share_generated")
-    lines = [
-        [names.get(int(label), label), *(f"{float(t[name][i]):.2f}" for name in shown)]
-        for i, label in enumerate(t["label"])
-    ]
+    t = columns(REPORTS / "accuracy.csv", "label", *shown)
+    labels = t["label"].astype(int).tolist()
+    lines = [[names.get(label, str(label)), *(f"{t[name][i]:.2f}" for name in shown)] for i, label in enumerate(labels)]
     header = ["", "test", "decoded", "generated", "share of test", "of generated"]
-    labels = [int(label) for label in t["label"]]
     counts = confusion_matrix(generated["label"].astype(int), generated["recognised"].astype(int), labels=labels)
     return cards(
         titled("Recognised in percent, and share of all images recognised as it", table(header, lines)),
         titled(
             "Generated images: asked for, and recognised as",
-            heat_table("", t["label"], counts.tolist()),
+            heat_table("", [str(label) for label in labels], counts.tolist()),
             "A row for each class asked for, a column for each that the classifier recognised.",
         ),
     )
 
 
 def main(p: Params) -> None:
-    generated, test = (columns(REPORTS / f"{name}.csv") for name in ("generated", "test"))
+    generated, test = (columns(REPORTS / f"{name}.csv", *EACH) for name in ("generated", "test"))
     metrics = read_json(METRICS, **dict.fromkeys(SHOWN, float))
     met, others = judged()
     with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.reading(SAMPLES, SAMPLES_FORMAT) as samples:

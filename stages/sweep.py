@@ -81,4 +81,4 @@ def main(p: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "sample", of=("sweeps/dvc.yaml", "cost"))  # every kind of point has the same deps

@@ -1,15 +1,18 @@
 """Not a stage of the pipeline: the points of `stages.sweep` → sweeps/cost.csv, sweeps/guidance.csv and sweeps/report.html."""
 
+import itertools
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline.charts import chart
 from pipeline.files import read_json, replacing, write_csv
 from pipeline.page import cards, page, titled
-from pipeline.params import Params
+from pipeline.params import Loader, Params
 from stages.cli import run
 
-SWEEPS = Path("sweeps")
+SWEEPS, DEFAULT = Path("sweeps"), "guidance-default"
 KEYS = {
     "solver": str,
     **dict.fromkeys(("guidance", "evaluations", "fd", "fd_validation", "accuracy"), float),
@@ -17,16 +20,22 @@ KEYS = {
 }
 
 
-def points(kind: str) -> list[dict[str, Any]]:
-    return [read_json(path, **KEYS) for path in sorted((SWEEPS / "points").glob(f"{kind}-*.json"))]
+def points(*stages: str) -> dict[str, dict[str, Any]]:
+    """Name → figures of the points that these stages of sweeps/dvc.yaml make: DVC leaves there what they made once."""
+    known, found = yaml.load((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"], {}
+    for stage in (known[name] for name in stages):
+        for values in itertools.product(*stage["matrix"].values()):
+            path = stage["outs"][0]
+            for key, value in zip(stage["matrix"], values, strict=True):
+                path = path.replace(f"${{item.{key}}}", str(value))
+            found[Path(path).stem] = read_json(Path(path), **KEYS)
+    return found
 
 
 def main(p: Params) -> None:
-    guidance = sorted(points("guidance"), key=lambda q: q["guidance"])
-    for q in guidance:
-        q["default"] = int(q["guidance"] == p.sample.guidance_scale)
-    default = next((q for q in guidance if q["default"]), None)
-    cost = [q | {"default": 0} for q in points("cost")] + ([default] if default else [])
+    scaled = {name: q | {"default": int(name == DEFAULT)} for name, q in points("guidance").items()}
+    guidance, default = sorted(scaled.values(), key=lambda q: q["guidance"]), scaled[DEFAULT]
+    cost = [*(q | {"default": 0} for q in points("cost", "adaptive").values()), default]
     cost.sort(key=lambda q: (q["solver"], q["evaluations"]))
     columns = [*KEYS, "default"]
     for name, rows in (("cost", cost), ("guidance", guidance)):
@@ -36,8 +45,8 @@ def main(p: Params) -> None:
     images = cost[0]["images"]
     scales, real = [q["guidance"] for q in guidance], ("real images", cost[0]["fd_validation"])
 
-    def ring(x: str, y: str) -> tuple[float, float] | None:
-        return (default[x], default[y]) if default else None
+    def ring(x: str, y: str) -> tuple[float, float]:
+        return default[x], default[y]
 
     body = [
         "<h1>Quality against cost</h1>",
@@ -64,4 +73,4 @@ def main(p: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "sample", of=("sweeps/dvc.yaml", "report"))

@@ -206,6 +206,14 @@ def working(workspace: Path, stage: str, dvc: int) -> bool:
     return found is not None and lock.exists() and lock.read_text() == f"{found.pid}\n"
 
 
+def _gone(process: psutil.Process) -> bool:
+    """Also where it goes while one looks."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -> Callable[[], bool]:
     """A question: has the moment of the blow begun?"""
     seen: list[psutil.Process] = []
@@ -227,7 +235,7 @@ def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -
     def saving() -> bool:
         if not seen and (found := the_stage(dvc.pid, blow.stage)):
             seen.append(found)
-        return bool(seen) and (not seen[0].is_running() or seen[0].status() == psutil.STATUS_ZOMBIE)
+        return bool(seen) and _gone(seen[0])
 
     def running() -> bool:
         return blow.target != "stage" or the_stage(dvc.pid, blow.stage) is not None
@@ -265,7 +273,7 @@ def lingering(workspace: Path) -> list[psutil.Process]:
     """Processes that work there."""
     found = []
     for process in psutil.process_iter(["cwd"]):
-        if process.info["cwd"] == str(workspace) and process.status() != psutil.STATUS_ZOMBIE:
+        if process.info["cwd"] == str(workspace) and not _gone(process):
             found.append(process)
     return found
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,21 @@ def test_the_newest_few_keys_are_kept_and_one_at_work_is_busy(project: Path, mon
     assert [folder.exists() for folder in seen] == [False, False, True, True, True]
 
 
+def test_unfinished_work_is_kept_however_many_others_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for i in range(5):
+        (project / "code.py").write_text(str(i))
+        with suppress(KeyboardInterrupt), fingerprint.guarding(started()), scratch.opened() as saved:
+            assert saved.folder is not None
+            seen.append(saved.folder)
+            raise KeyboardInterrupt
+    assert all(folder.exists() for folder in seen)
+    monkeypatch.setattr("pipeline.scratch.UNFINISHED_DAYS", -1)  # all of it was left long ago
+    (project / "code.py").write_text("5")
+    with fingerprint.guarding(started()), scratch.opened():
+        assert not any(folder.exists() for folder in seen)
+
+
 def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     code = "import pathlib, time, sys; from pipeline.process import alone\n"
     code += "with alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -386,7 +401,7 @@ def launched(workspace: Path, stage: str, **environment: str) -> Iterator[subpro
 
 
 def wait_for(there: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not there():
         assert process.poll() is None and time.monotonic() < deadline, "the stage ended before it was disturbed"
         time.sleep(0.005)

@@ -13,6 +13,7 @@ from pipeline import arrays, order, ranks
 from pipeline.errors import UserError
 from pipeline.workspace import outs
 from stages import store
+from stages.cli import told
 from stages.store import Latents, Streamed
 from tests.conftest import command
 from tests.test_crash import change, copy, kept  # noqa: F401  # `copy` is a fixture
@@ -94,7 +95,7 @@ def test_every_process_does_its_share(
 ) -> None:
     monkeypatch.setenv("LFM_PROCESSES", "2")
     with pytest.raises(UserError) as error:
-        ranks.together(fail, tmp_path)
+        ranks.together(fail, told, tmp_path)
     assert str(error.value) == "process 1 of 2 ended with exit code 2; run `dvc repro` again"
     assert "error: process 1 of 2: no room\n" in capfd.readouterr().err
     pids = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
