@@ -221,7 +221,8 @@ CASES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("report", "reports/comparisons.csv", text(b"images,fd_sd\ngenerated,1\n"), f"has no column 'fd'; {DELETE}"),
     ("report", "reports/conditions.csv", text(b"kind,name,what,figure,limit\ncondition,a,b,c,1\n"),
      f"not all numbers (could not convert string to float: 'c'); {DELETE}"),
-    ("report", "reports/test.csv", text(b"label\nx\n"), "not all numbers (could not convert string to float: 'x'); " + DELETE),
+    ("report", "reports/test.csv", text(b"label,recognised,log_odds,nearest_training,distance\n1,1,x,1,1\n"),
+     "not all numbers (could not convert string to float: 'x'); " + DELETE),
     ("report", "reports/accuracy.csv", text(b"test\n1\n"), f"has no column 'label'; {DELETE}"),
 ]  # fmt: skip
 
