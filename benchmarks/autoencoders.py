@@ -21,7 +21,7 @@ VARIANTS = {
     "8 channels, KL 3e-3, short": "latent_channels=8 kl_weight=3e-3 shift=0 steps=5000",
     "params.yaml": "",
 }
-GUIDANCE: list[tuple[float, list[float]]] = [(1.0, [0, 1]), (1.3, [0.4, 0.8])]
+GUIDANCE: list[tuple[float, list[float]]] = [(1.0, [0, 1]), (1.3, [0.4, 0.8]), (2.0, [0.5, 0.9])]
 
 
 def main() -> None:
