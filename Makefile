@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
 	@$(BIN)/python -m stages.demo
 
-repro: $(STAMP) ## the MNIST run: dvc repro
+repro: $(STAMP) mend ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
 	@$(BIN)/dvc repro
 
 test: check .venv/.peers ## checks and tests
