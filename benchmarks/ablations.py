@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lfm.classifier import Classifier, to_pixels
-from lfm.metrics import frechet_distance
-from lfm.weights import load_model
-from pipeline import arrays
-from pipeline.files import AUTOENCODER, CLASSIFIER, FLOW, IMAGES, IMAGES_FORMAT, LATENTS, read_json
+from lfm.evaluation.metrics import frechet_distance
+from lfm.generator import Generator, batches, load_generator
+from lfm.nets.classifier import Classifier, to_pixels
+from lfm.nets.weights import load_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import AUTOENCODER, CLASSIFIER, FLOW, IMAGES, IMAGES_FORMAT, LATENTS, read_json
 from pipeline.params import SampleParams, load_params
-from pipeline.workspace import make_workspace
-from stages.generator import Generator, batches, load_generator
+from tools.workspace import make_workspace
 
 FOLDER = Path("ablations")
 FLOW_OF_4000 = "-S train.steps=4000 -S train.snapshots=[1]"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from benchmarks.ablations import FLOW_OF_4000, Ruler, guided, header, train
-from lfm.psnr import psnr
-from pipeline import arrays
-from pipeline.files import AUTOENCODER, FLOW, IMAGES, LATENTS, LATENTS_FORMAT
-from stages.generator import load_generator
+from lfm.evaluation.psnr import psnr
+from lfm.generator import load_generator
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import AUTOENCODER, FLOW, IMAGES, LATENTS, LATENTS_FORMAT
 
 VARIANTS = {
     "4 channels, KL 3e-3": "latent_channels=4 kl_weight=3e-3 shift=0 steps=16000 batch_size=64 learning_rate=2e-3",

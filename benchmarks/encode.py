@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import arrays
-from pipeline.files import IMAGES, IMAGES_FORMAT, PARAMS
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, PARAMS
+from pipeline.machine.runtime import precision
+from pipeline.machine.scratch import Scratch
 from pipeline.params import load_params
-from pipeline.report import Progress
-from pipeline.runtime import precision
-from pipeline.scratch import Scratch
+from pipeline.progress import Progress
 from stages.encode import Encoder, assemble, parts
 
 ROWS, TIMES = 20_000, 5

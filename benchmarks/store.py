@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lfm.latents import LatentScale
-from pipeline import arrays
-from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, PARAMS
+from lfm.nets.latents import LatentScale
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import latents as store
+from pipeline.artifacts.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, PARAMS
 from pipeline.params import load_params
-from pipeline.workspace import make_workspace
-from stages import store
 from stages.train import batches
+from tools.workspace import make_workspace
 
 ROOT, FOLDER, TIMES = Path.cwd(), Path("large"), 20
 EVERYTHING = 10**9  # MB

@@ -4,5 +4,5 @@
 class UserError(Exception):
     """A mistake in input, parameters or environment, told in one line.
 
-    `stages.cli` prints it without a traceback and exits with code 2; `LFM_DEBUG=1` shows the traceback too.
+    `pipeline.run` prints it without a traceback and exits with code 2; `LFM_DEBUG=1` shows the traceback too.
     """

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfm import autoencoder
-from lfm.augment import shifted
-from lfm.autoencoder import ImageAutoencoder
-from lfm.psnr import psnr
-from lfm.schedule import warmup_cosine
-from pipeline import arrays, hub, order, random, scratch
-from pipeline.checkpoint import Checkpoints, State
-from pipeline.errors import UserError
-from pipeline.files import (
+from lfm import random
+from lfm.evaluation.psnr import psnr
+from lfm.flow.schedule import warmup_cosine
+from lfm.nets import autoencoder
+from lfm.nets.augment import shifted
+from lfm.nets.autoencoder import ImageAutoencoder
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.bundled import check_bundled
+from pipeline.artifacts.files import (
     AUTOENCODER,
     IMAGES,
     IMAGES_FORMAT,
@@ -27,11 +27,15 @@ from pipeline.files import (
     write_csv,
     write_json,
 )  # fmt: skip
+from pipeline.errors import UserError
+from pipeline.machine import scratch
+from pipeline.machine.runtime import compiled, device, precision
 from pipeline.params import AutoencoderParams, Params
-from pipeline.report import Progress, say
-from pipeline.runtime import compiled, device, precision
-from stages.bundled import check_bundled
-from stages.cli import run
+from pipeline.progress import Progress, say
+from pipeline.run import run
+from pipeline.sources import hub
+from pipeline.training import order
+from pipeline.training.checkpoint import Checkpoints, State
 
 BUNDLED = PRETRAINED / AUTOENCODER.name
 FILES = (autoencoder.CONFIG, autoencoder.WEIGHTS)

@@ -6,17 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfm.classifier import Classifier, augment, to_pixels
-from lfm.schedule import warmup_cosine
-from lfm.weights import save_model
-from pipeline import arrays, order, random, scratch
-from pipeline.checkpoint import Checkpoints, State
-from pipeline.files import CLASSIFIER, IMAGES, IMAGES_FORMAT, PRETRAINED, publishing, write_csv, write_json
+from lfm import random
+from lfm.flow.schedule import warmup_cosine
+from lfm.nets.classifier import Classifier, augment, to_pixels
+from lfm.nets.weights import save_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.bundled import check_bundled
+from pipeline.artifacts.files import CLASSIFIER, IMAGES, IMAGES_FORMAT, PRETRAINED, publishing, write_csv, write_json
+from pipeline.machine import scratch
+from pipeline.machine.runtime import device, precision
 from pipeline.params import ClassifierParams, Params
-from pipeline.report import Progress, say
-from pipeline.runtime import device, precision
-from stages.bundled import check_bundled
-from stages.cli import run
+from pipeline.progress import Progress, say
+from pipeline.run import run
+from pipeline.training import order
+from pipeline.training.checkpoint import Checkpoints, State
 
 BUNDLED = PRETRAINED / CLASSIFIER.name
 

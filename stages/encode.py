@@ -6,18 +6,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lfm import autoencoder
-from lfm.autoencoder import ImageAutoencoder
-from lfm.latents import LatentScale
-from pipeline import arrays, order, ranks, scratch
-from pipeline.arrays import ArrayFile, ArrayWriter
+from lfm.nets import autoencoder
+from lfm.nets.autoencoder import ImageAutoencoder
+from lfm.nets.latents import LatentScale
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
+from pipeline.artifacts.hdf5 import ArrayFile, ArrayWriter
 from pipeline.errors import UserError
-from pipeline.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, SPLITS, sha256_of
+from pipeline.machine import ranks, scratch
+from pipeline.machine.runtime import device, precision
+from pipeline.machine.scratch import Scratch
 from pipeline.params import EncodeParams, Params
-from pipeline.report import Progress
-from pipeline.runtime import device, precision
-from pipeline.scratch import Scratch
-from stages.cli import run, told
+from pipeline.progress import Progress
+from pipeline.run import run, told
+from pipeline.training import order
 
 BATCHES = 8  # a part is so many
 LARGEST = 1e18  # a latent whose square float32 still holds

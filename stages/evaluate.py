@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
-from lfm.classifier import Classifier
-from lfm.neighbours import memorised, nearest
-from lfm.psnr import psnr
-from lfm.verdict import verdict
-from lfm.weights import load_model
-from pipeline import arrays, scratch
-from pipeline.arrays import ArrayFile
-from pipeline.errors import UserError
-from pipeline.files import (
+from lfm.evaluation.neighbours import memorised, nearest
+from lfm.evaluation.protocol import PARTS, Findings, View, enough, flat, judge, view
+from lfm.evaluation.psnr import psnr
+from lfm.evaluation.verdict import verdict
+from lfm.nets.classifier import Classifier
+from lfm.nets.weights import load_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import (
     CLASSIFIER,
     FLOW,
     IMAGES,
@@ -28,11 +27,13 @@ from pipeline.files import (
     write_csv,
     write_json,
 )  # fmt: skip
+from pipeline.artifacts.hdf5 import ArrayFile
+from pipeline.errors import UserError
+from pipeline.machine import scratch
+from pipeline.machine.runtime import device
 from pipeline.params import Params
-from pipeline.report import Progress, say
-from pipeline.runtime import device
-from stages.cli import run
-from stages.protocol import PARTS, Findings, View, enough, flat, judge, view
+from pipeline.progress import Progress, say
+from pipeline.run import run
 
 SHOWN = ("test", "reconstructed", "generated")
 PERCENTILES = range(101)

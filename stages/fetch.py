@@ -11,13 +11,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from pipeline import arrays, download, random
+from lfm import random
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT
 from pipeline.errors import UserError
-from pipeline.files import IMAGES, IMAGES_FORMAT
-from pipeline.folder import TOGETHER, Pictures, survey
 from pipeline.params import DataParams, Params, shown
-from pipeline.report import Progress, say
-from stages.cli import run
+from pipeline.progress import Progress, say
+from pipeline.run import run
+from pipeline.sources import download
+from pipeline.sources.folder import TOGETHER, Pictures, survey
 
 Images = TypeVar("Images", np.ndarray, Pictures)
 

@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm.guidance import guided
-from lfm.latents import draw
-from lfm.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
-from lfm.solver import time_grid
-from pipeline import arrays, random, scratch
-from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, LIKELIHOOD, write_json
+from lfm import random
+from lfm.model import Flow, check_latents, load_flow
+from lfm.nets.latents import draw
+from lfm.sampling.guidance import guided
+from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
+from lfm.sampling.solver import time_grid
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import FLOW, LATENTS, LATENTS_FORMAT, LIKELIHOOD, write_json
+from pipeline.machine import scratch
+from pipeline.machine.runtime import device
+from pipeline.machine.scratch import NOWHERE, Scratch
 from pipeline.params import LikelihoodParams, Params
-from pipeline.report import Progress, say
-from pipeline.runtime import device
-from pipeline.scratch import NOWHERE, Scratch
-from stages.cli import run
-from stages.flow import Flow, check_latents, load_flow
+from pipeline.progress import Progress, say
+from pipeline.run import run
 
 
 def probes(p: LikelihoodParams, rows: range, shape: list[int]) -> Tensor:

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from lfm.neighbours import Manifolds
-from lfm.verdict import SDS, Comparison, Condition, verdict
-from pipeline import arrays
-from pipeline.charts import Line, chart
-from pipeline.errors import UserError
-from pipeline.files import (
+from lfm.evaluation.neighbours import Manifolds
+from lfm.evaluation.verdict import SDS, Comparison, Condition, verdict
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import (
     CLASSIFIER,
     FLOW,
     IMAGES,
@@ -26,12 +24,14 @@ from pipeline.files import (
     read_json,
     replacing,
 )  # fmt: skip
-from pipeline.page import cards, contents, figure, heading, heat_table, inline, page, table, tiles, titled
+from pipeline.errors import UserError
+from pipeline.page.charts import Line, chart
+from pipeline.page.gallery import GALLERY, WIDE, Sources, named
+from pipeline.page.html import cards, contents, figure, heading, heat_table, inline, page, table, tiles, titled
+from pipeline.page.pictures import Picture, sheet
+from pipeline.page.provenance import provenance, sha256
 from pipeline.params import Params
-from pipeline.pictures import Picture, sheet
-from stages.cli import run
-from stages.gallery import GALLERY, WIDE, Sources, named
-from stages.provenance import provenance, sha256
+from pipeline.run import run
 
 SHOWN = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
 THINGS = {"mnist": "digits", "digits": "digits"}

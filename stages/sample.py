@@ -5,15 +5,24 @@ from functools import partial
 import numpy as np
 import torch
 
-from pipeline import arrays, scratch
-from pipeline.files import AUTOENCODER, FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, SAMPLES, SAMPLES_FORMAT
+from lfm.generator import Generator, batches, load_generator
+from lfm.model import check_latents
+from lfm.uses import Uses
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import (
+    AUTOENCODER,
+    FLOW,
+    LATENTS,
+    LATENTS_FORMAT,
+    PROGRESS_FORMAT,
+    SAMPLES,
+    SAMPLES_FORMAT,
+)
+from pipeline.machine import scratch
+from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
-from pipeline.report import Progress
-from pipeline.scratch import Scratch
-from stages.cli import run
-from stages.flow import check_latents
-from stages.generator import Generator, batches, load_generator
-from stages.uses import Uses
+from pipeline.progress import Progress
+from pipeline.run import run
 
 REAL = ("validation", "test")
 SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square

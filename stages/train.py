@@ -9,25 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm.coupling import COUPLINGS
-from lfm.ema import EMA, decay_at
-from lfm.guidance import drop_labels, guided
-from lfm.latents import LatentScale, draw
-from lfm.path import Path, Velocity, as_velocity, cfm_loss, last_time, make_path
-from lfm.schedule import SCHEDULES
-from lfm.solver import integrate, time_grid
-from lfm.times import sample_times, stratified
-from lfm.transformer import Transformer
-from lfm.weights import save_model
-from pipeline import arrays, random, scratch
-from pipeline.checkpoint import Checkpoints, State
-from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publishing, write_csv, write_json
+from lfm import random
+from lfm.flow.coupling import COUPLINGS
+from lfm.flow.ema import EMA, decay_at
+from lfm.flow.path import Path, Velocity, as_velocity, cfm_loss, last_time, make_path
+from lfm.flow.schedule import SCHEDULES
+from lfm.flow.times import sample_times, stratified
+from lfm.nets.latents import LatentScale, draw
+from lfm.nets.transformer import Transformer
+from lfm.nets.weights import save_model
+from lfm.sampling.guidance import drop_labels, guided
+from lfm.sampling.solver import integrate, time_grid
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import latents as store
+from pipeline.artifacts.files import FLOW, LATENTS, LATENTS_FORMAT, PROGRESS_FORMAT, publishing, write_csv, write_json
+from pipeline.artifacts.latents import Latents, Store
+from pipeline.machine import scratch
+from pipeline.machine.runtime import compiled, device, precision
 from pipeline.params import FlowParams, Params, TrainParams
-from pipeline.report import Progress, say
-from pipeline.runtime import compiled, device, precision
-from stages import store
-from stages.cli import run
-from stages.store import Latents, Store
+from pipeline.progress import Progress, say
+from pipeline.run import run
+from pipeline.training.checkpoint import Checkpoints, State
 
 SNAPSHOT_NOISES, SNAPSHOT_STEPS = 16, 25
 VALIDATION_BATCH = 1000

@@ -12,9 +12,9 @@ import torch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
-from pipeline import arrays
-from pipeline.files import IMAGES, IMAGES_FORMAT, SPLITS
-from pipeline.workspace import make_workspace
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
+from tools.workspace import make_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 # One thread: the tiny models are too small for two, and the figures don't depend on what else the machine does.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lfm.path import Path
+from lfm.flow.path import Path
 
 MEANS, STDS, WEIGHTS = (-1.0, 1.2), (0.4, 0.5), (0.4, 0.6)  # the mixture of closed form 2
 

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
-from pipeline.mend import mend
 from pipeline.params import Loader
-from pipeline.workspace import apply, outs
 from tests.conftest import ENVIRONMENT, heed_signals
+from tools.mend import mend
+from tools.workspace import apply, outs
 
 TARGETS = ("stage", "dvc", "group")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -36,8 +36,8 @@ PATIENCE_S, POLL_S = 900, 0.01
 TRACE = """
 
 def _trace() -> None:
-    from pipeline.checkpoint import Checkpoints
-    from pipeline.scratch import Scratch
+    from pipeline.training.checkpoint import Checkpoints
+    from pipeline.machine.scratch import Scratch
 
     def note(*words: object) -> None:
         with open("trace", "a") as file:

@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from lfm import autoencoder
-from lfm.autoencoder import ImageAutoencoder
-from lfm.classifier import Classifier, to_pixels
+from lfm import random
 from lfm.errors import ConfigError
-from lfm.latents import LatentScale, draw
-from lfm.metrics import frechet_distance
-from lfm.path import cfm_loss, make_path
-from lfm.psnr import psnr
-from lfm.times import stratified
-from lfm.weights import load_model
-from pipeline import arrays, random
-from pipeline.download import fetch
-from pipeline.files import IMAGES_FORMAT, LATENTS_FORMAT, PRETRAINED, SAMPLES_FORMAT, SPLITS
+from lfm.evaluation.metrics import frechet_distance
+from lfm.evaluation.psnr import psnr
+from lfm.flow.path import cfm_loss, make_path
+from lfm.flow.times import stratified
+from lfm.generator import load_generator
+from lfm.nets import autoencoder
+from lfm.nets.autoencoder import ImageAutoencoder
+from lfm.nets.classifier import Classifier, to_pixels
+from lfm.nets.latents import LatentScale, draw
+from lfm.nets.weights import load_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import latents as store
+from pipeline.artifacts.files import IMAGES_FORMAT, LATENTS_FORMAT, PRETRAINED, SAMPLES_FORMAT, SPLITS
 from pipeline.params import load_params
-from stages import store
+from pipeline.sources.download import fetch
 from stages.autoencoder import reconstruct
 from stages.classifier import accuracy
 from stages.fetch import digest, hold_out, mnist
-from stages.generator import load_generator
 from tests.conftest import ROOT
 
 

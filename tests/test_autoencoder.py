@@ -10,17 +10,17 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from lfm import autoencoder
-from lfm.autoencoder import ImageAutoencoder
 from lfm.errors import ConfigError
-from pipeline import arrays
+from lfm.nets import autoencoder
+from lfm.nets.autoencoder import ImageAutoencoder
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import AUTOENCODER, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
 from pipeline.errors import UserError
-from pipeline.files import AUTOENCODER, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
 from pipeline.params import Loader, Params, validate_params
-from pipeline.workspace import apply, read_preset
 from stages import autoencoder as stage
 from stages import encode, sample, train
 from tests.conftest import ROOT, write_noise
+from tools.workspace import apply, read_preset
 
 CUT = {
     "train.steps": 2, "train.batch_size": 4, "train.snapshots": [1], "train.warmup_steps": 0, "sample.batch_size": 4,

@@ -15,13 +15,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lfm.schedule import SCHEDULES
+from lfm.flow.schedule import SCHEDULES
+from pipeline import run as cli
+from pipeline.machine.scratch import Scratch
 from pipeline.params import Loader, Params
-from pipeline.scratch import Scratch
-from pipeline.workspace import apply
-from stages import cli
 from tests.conftest import ROOT
 from tests.test_pipeline import STAGES
+from tools.workspace import apply
 
 REMAKE = "delete {name} and run `dvc repro` to make or restore it"
 DELETE = "delete it and run `dvc repro`"

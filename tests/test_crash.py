@@ -17,20 +17,20 @@ import pytest
 import torch
 import yaml
 
-from lfm.transformer import Transformer
-from pipeline import fingerprint, scratch
-from pipeline.checkpoint import Checkpoints, State
+from lfm.nets.transformer import Transformer
+from pipeline.artifacts.files import CHECKS, publishing, replacing
+from pipeline.artifacts.latents import Latents
 from pipeline.errors import UserError
-from pipeline.files import CHECKS, publishing, replacing
-from pipeline.mend import mend
+from pipeline.machine import fingerprint, scratch
+from pipeline.machine.process import alone, end_with_parent, ending_by_signal
+from pipeline.machine.scratch import Scratch
 from pipeline.params import Loader, Params, validate_params
-from pipeline.process import alone, end_with_parent, ending_by_signal
-from pipeline.scratch import Scratch
-from pipeline.workspace import apply, outs, read_preset
+from pipeline.training.checkpoint import Checkpoints, State
 from stages import train
-from stages.store import Latents
 from stages.train import Result
 from tests.conftest import ENVIRONMENT, ROOT, command, heed_signals
+from tools.mend import mend
+from tools.workspace import apply, outs, read_preset
 
 BASE = yaml.load((ROOT / "params.yaml").read_text(), Loader)
 
@@ -275,7 +275,7 @@ def test_what_is_touched_and_not_changed_has_not_moved(project: Path) -> None:
 
 
 def test_the_newest_few_keys_are_kept_and_one_at_work_is_busy(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.process.PATIENCE_S", 0.2)
+    monkeypatch.setattr("pipeline.machine.process.PATIENCE_S", 0.2)
     seen = []
     for i in range(5):
         (project / "code.py").write_text(str(i))
@@ -301,14 +301,14 @@ def test_unfinished_work_is_kept_however_many_others_there_are(project: Path, mo
             seen.append(saved.folder)
             raise KeyboardInterrupt
     assert all(folder.exists() for folder in seen)
-    monkeypatch.setattr("pipeline.scratch.UNFINISHED_DAYS", -1)  # all of it was left long ago
+    monkeypatch.setattr("pipeline.machine.scratch.UNFINISHED_DAYS", -1)  # all of it was left long ago
     (project / "code.py").write_text("5")
     with fingerprint.guarding(started()), scratch.opened():
         assert not any(folder.exists() for folder in seen)
 
 
 def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
-    code = "import pathlib, time, sys; from pipeline.process import alone\n"
+    code = "import pathlib, time, sys; from pipeline.machine.process import alone\n"
     code += "with alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     lock = tmp_path / "folder/lock"
     holder = subprocess.Popen([sys.executable, "-c", code, lock], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)

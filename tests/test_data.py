@@ -17,16 +17,18 @@ import torchvision.datasets
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline import arrays
+from lfm.evaluation.protocol import enough, flat
+from pipeline import run as cli
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
 from pipeline.errors import UserError
-from pipeline.files import IMAGES, IMAGES_FORMAT, SPLITS
-from pipeline.folder import survey
+from pipeline.page import gallery
 from pipeline.params import EvaluateParams, Loader, Params, load_params
-from pipeline.workspace import apply, make_workspace
-from stages import cli, fetch, gallery, sample
-from stages.protocol import enough, flat
+from pipeline.sources.folder import survey
+from stages import fetch, sample
 from tests.conftest import ROOT
 from tests.test_pipeline import STAGES
+from tools.workspace import apply, make_workspace
 
 Edit = Callable[[Path], object]
 

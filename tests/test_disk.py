@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import run as cli
 from pipeline.params import Params
-from pipeline.workspace import outs
-from stages import cli
 from tests.conftest import command
 from tests.test_pipeline import STAGES
+from tools.workspace import outs
 
 FULL = "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"
 

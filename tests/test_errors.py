@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 import yaml
 
-from lfm import autoencoder
-from lfm.classifier import Classifier
 from lfm.errors import ConfigError
-from lfm.weights import load_model
-from pipeline import arrays, download
+from lfm.nets import autoencoder
+from lfm.nets.classifier import Classifier
+from lfm.nets.weights import load_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts.bundled import check_bundled
+from pipeline.artifacts.files import IMAGES_FORMAT, publishing, read_json
 from pipeline.errors import UserError
-from pipeline.files import IMAGES_FORMAT, publishing, read_json
 from pipeline.params import Loader, load_params, validate_params
-from pipeline.workspace import apply, read_preset
+from pipeline.sources import download
 from stages.autoencoder import bring
-from stages.bundled import check_bundled
 from stages.fetch import read_idx
 from tests.conftest import ROOT, command
+from tools.workspace import apply, read_preset
 
 PARAMS = (ROOT / "params.yaml").read_text()
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from pipeline import fingerprint
+from pipeline.machine import fingerprint
 from pipeline.params import Loader, load_params
 from tests.conftest import ENVIRONMENT, ROOT, command
 from tests.test_pipeline import outs, ran

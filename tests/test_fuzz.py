@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import arrays
+from pipeline.artifacts import hdf5 as arrays
 from pipeline.errors import UserError
 from pipeline.params import Loader, load_params, validate_params
 from stages.fetch import read_idx

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from lfm import autoencoder
+from lfm.nets import autoencoder
 from pipeline.errors import UserError
 from stages.autoencoder import FILES, adopt, bring
 from tests.conftest import ENVIRONMENT, ROOT
@@ -24,7 +24,7 @@ MODEL, COMMIT = "some/vae", "0123456789abcdef0123456789abcdef01234567"
 DOWNLOAD = f"""
 import sys
 from pipeline.errors import UserError
-from pipeline.hub import files
+from pipeline.sources.hub import files
 try:
     print(files({MODEL!r}, {COMMIT!r}, {FILES!r}, False))
 except UserError as error:
@@ -234,7 +234,7 @@ def test_what_cannot_be_had_is_told_in_one_line(tmp_path: Path, hub: Hub, monkey
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    monkeypatch.setattr("pipeline.hub.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.sources.hub.time.sleep", lambda seconds: None)
     for commit, tag in (("f" * 40, ""), (COMMIT, "../../../elsewhere")):
         hub.commit, hub.tag = commit, tag
         with pytest.raises(UserError) as other:

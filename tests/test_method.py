@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfm.augment import shifted
-from lfm.ema import EMA, decay_at
+from lfm import random
 from lfm.errors import ConfigError
-from lfm.guidance import drop_labels, guided
-from lfm.latents import LatentScale, draw
-from lfm.path import cfm_loss, cond_ot, make_path
-from lfm.schedule import warmup_constant, warmup_cosine
-from lfm.solver import integrate, time_grid
-from lfm.transformer import BLOCKS, ModernBlock, Transformer, positions, time_features
-from pipeline import random
+from lfm.flow.ema import EMA, decay_at
+from lfm.flow.path import cfm_loss, cond_ot, make_path
+from lfm.flow.schedule import warmup_constant, warmup_cosine
+from lfm.nets.augment import shifted
+from lfm.nets.latents import LatentScale, draw
+from lfm.nets.transformer import BLOCKS, ModernBlock, Transformer, positions, time_features
+from lfm.sampling.guidance import drop_labels, guided
+from lfm.sampling.solver import integrate, time_grid
 
 SIGMA_MIN = 1e-3
 

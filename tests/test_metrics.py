@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lfm.metrics import (
+from lfm.evaluation.metrics import (
     frechet_distance,
     frechet_of_parts,
     imbalance,
@@ -16,9 +16,9 @@ from lfm.metrics import (
     moments,
     two_sample_accuracy,
 )  # fmt: skip
-from lfm.neighbours import manifolds, memorised, nearest
-from lfm.psnr import psnr
-from lfm.verdict import Condition, verdict
+from lfm.evaluation.neighbours import manifolds, memorised, nearest
+from lfm.evaluation.psnr import psnr
+from lfm.evaluation.verdict import Condition, verdict
 
 
 def whitened(n: int, d: int) -> torch.Tensor:

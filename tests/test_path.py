@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lfm.coupling import independent, optimal_transport
-from lfm.path import PATHS, SHORT_OF_ONE, Path, as_velocity, cfm_loss, convert, interpolate, last_time, make_path
-from lfm.times import sample_times, stratified
-from pipeline import random
+from lfm import random
+from lfm.flow.coupling import independent, optimal_transport
+from lfm.flow.path import PATHS, SHORT_OF_ONE, Path, as_velocity, cfm_loss, convert, interpolate, last_time, make_path
+from lfm.flow.times import sample_times, stratified
 from tests.gaussians import mixture_log_density, mixture_velocity
 
 SIGMA_MIN = 1e-3

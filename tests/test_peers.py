@@ -17,10 +17,10 @@ from torchcfm.conditional_flow_matching import (
 )
 from torchcfm.optimal_transport import OTPlanSampler
 
-from lfm.coupling import optimal_transport
-from lfm.likelihood import log_likelihood
-from lfm.path import Path, convert, interpolate, make_path
-from lfm.solver import integrate, time_grid
+from lfm.flow.coupling import optimal_transport
+from lfm.flow.path import Path, convert, interpolate, make_path
+from lfm.sampling.likelihood import log_likelihood
+from lfm.sampling.solver import integrate, time_grid
 from tests.gaussians import mixture_velocity
 
 SCHEDULERS = {"cond_ot": CondOTScheduler(), "gvp": CosineScheduler(), "vp": VPScheduler(0.1, 20.0)}

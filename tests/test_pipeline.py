@@ -14,10 +14,10 @@ import yaml
 from dvc.repo import Repo
 from safetensors.torch import load_file, save_file
 
-from pipeline.files import sha256_of
+from pipeline.artifacts.files import sha256_of
 from pipeline.params import Loader
-from pipeline.workspace import make_workspace, outs
 from tests.conftest import ROOT, command, repro
+from tools.workspace import make_workspace, outs
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, Any] = DVC["stages"]
@@ -28,10 +28,10 @@ GRAPH = grimp.build_graph("lfm", "pipeline", "stages", cache_dir=None)
 EXEMPT = {
     "lfm.errors": "an exception class",
     "pipeline.errors": "an exception class",
-    "pipeline.process": "signals, lock files and the parent's death: how a process ends",
+    "pipeline.machine.process": "signals, lock files and the parent's death: how a process ends",
     "pipeline.params": "only validates and never transforms: the values are tracked by `params:`",
-    "pipeline.report": "log lines and progress bars",
-    "stages.cli": "starts a stage and prints its errors",
+    "pipeline.progress": "log lines and progress bars",
+    "pipeline.run": "starts a stage and prints its errors",
 }
 
 # Which stages a changed section of params.yaml reruns; what they make then decides about the others.

@@ -8,14 +8,14 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.decomposition import PCA
 
-from lfm.classifier import Classifier
-from lfm.neighbours import memorised, nearest
-from lfm.weights import load_model
-from pipeline.files import PRETRAINED
+from lfm.evaluation.neighbours import memorised, nearest
+from lfm.evaluation.protocol import Findings, View, flat, judge, view
+from lfm.nets.classifier import Classifier
+from lfm.nets.weights import load_model
+from pipeline.artifacts.files import PRETRAINED
 from pipeline.params import load_params
-from pipeline.report import Progress
+from pipeline.progress import Progress
 from stages.fetch import hold_out, mnist
-from stages.protocol import Findings, View, flat, judge, view
 from tests.conftest import ROOT
 
 P = load_params(ROOT / "params.yaml")

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.charts import chart
+from pipeline.artifacts.files import read_csv
 from pipeline.errors import UserError
-from pipeline.files import read_csv
-from pipeline.page import cards, figure, page, table
+from pipeline.page.charts import chart
+from pipeline.page.html import cards, figure, page, table
+from pipeline.page.pictures import Picture, strip
 from pipeline.params import load_params
-from pipeline.pictures import Picture, strip
 from stages import evaluate, report
-from stages.sweep import changed
+from sweeps.point import changed
 from tests.conftest import ROOT, command
 from tests.test_pipeline import modules
 

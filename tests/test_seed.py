@@ -10,15 +10,16 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
-from lfm.latents import LatentScale
-from lfm.transformer import Transformer
-from lfm.weights import load_model
-from pipeline import arrays
-from pipeline.files import FLOW, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
+from lfm.nets.latents import LatentScale
+from lfm.nets.transformer import Transformer
+from lfm.nets.weights import load_model
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import latents as store
+from pipeline.artifacts.files import FLOW, LATENTS, LATENTS_FORMAT, SAMPLES, SAMPLES_FORMAT, sha256_of
 from pipeline.params import Loader, Params, validate_params
-from pipeline.workspace import apply, read_preset
-from stages import autoencoder, encode, sample, store, train
+from stages import autoencoder, encode, sample, train
 from tests.conftest import ROOT, write_noise
+from tools.workspace import apply, read_preset
 
 CUT = {
     "train.steps": 2, "train.batch_size": 4, "train.snapshots": [1], "train.compile": False,
@@ -35,7 +36,7 @@ def seed_params(source: Path, revision: str) -> Params:
 
 def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("stages.train.SNAPSHOT_NOISES", "stages.train.SNAPSHOT_STEPS", "stages.uses.BETWEEN"):
+    for name in ("stages.train.SNAPSHOT_NOISES", "stages.train.SNAPSHOT_STEPS", "lfm.uses.BETWEEN"):
         monkeypatch.setattr(name, 2)  # pictures, each of which costs as much as the training here
     torch.manual_seed(0)
     AutoencoderKL(

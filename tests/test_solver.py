@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfm.latents import slerp
-from lfm.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
-from lfm.path import Path, make_path
-from lfm.solver import FIXED_STEP, euler_maruyama, integrate, time_grid
+from lfm.flow.path import Path, make_path
+from lfm.nets.latents import slerp
+from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
+from lfm.sampling.solver import FIXED_STEP, euler_maruyama, integrate, time_grid
 from tests.gaussians import mixture_log_density, mixture_velocity
 
 STRAIGHT, TRIGONOMETRIC = make_path("cond_ot", 0.0), make_path("gvp", 0.0)

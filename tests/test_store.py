@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from lfm.latents import LatentScale
-from pipeline import arrays, order, ranks
+from lfm.nets.latents import LatentScale
+from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import latents as store
+from pipeline.artifacts.latents import Latents, Streamed
 from pipeline.errors import UserError
-from pipeline.workspace import outs
-from stages import store
-from stages.cli import told
-from stages.store import Latents, Streamed
+from pipeline.machine import ranks
+from pipeline.run import told
+from pipeline.training import order
 from tests.conftest import command
 from tests.test_crash import change, copy, kept  # noqa: F401  # `copy` is a fixture
+from tools.workspace import outs
 
 
 @pytest.fixture

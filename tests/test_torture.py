@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workspace import outs
 from tests.conftest import command, repro
 from tests.kills import CHECKPOINT_EVERY, Blow, Pace, recorded, reference, torment
+from tools.workspace import outs
 
 BLOWS = [
     (Blow("train", "group", signal.SIGKILL, "at work", 0.5), Pace(60, 20), CHECKPOINT_EVERY, -signal.SIGKILL),
@@ -49,7 +49,7 @@ def test_what_dvc_can_not_read_after_its_own_death_is_mended(tiny: Path, tmp_pat
     (work / "dvc.lock").write_text("")  # as it is while DVC writes it
     result = command("dvc", "repro", cwd=work)
     assert result.returncode == 255 and "'./dvc.lock' validation failed." in result.stderr
-    assert command("python", "-m", "pipeline.mend", cwd=work).stderr == (
+    assert command("python", "-m", "tools.mend", cwd=work).stderr == (
         "dvc.lock: `dvc` was killed while it wrote it; removed\n"
     )
     assert "Running stage" not in repro(work)

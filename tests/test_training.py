@@ -8,17 +8,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from lfm.guidance import guided
-from lfm.path import as_velocity, last_time, make_path
-from lfm.solver import integrate, time_grid
-from lfm.transformer import Transformer
-from pipeline import random
-from pipeline.checkpoint import Checkpoints
+from lfm import random
+from lfm.flow.path import as_velocity, last_time, make_path
+from lfm.nets.transformer import Transformer
+from lfm.sampling.guidance import guided
+from lfm.sampling.solver import integrate, time_grid
+from pipeline.artifacts.latents import Latents
 from pipeline.params import Loader, Params, validate_params
-from pipeline.workspace import apply
-from stages.store import Latents
+from pipeline.training.checkpoint import Checkpoints
 from stages.train import Result, train
 from tests.conftest import ROOT
+from tools.workspace import apply
 
 CLASSES, EACH = 8, 8
 SMALL = {

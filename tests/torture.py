@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import yaml
 
-from pipeline.workspace import make_workspace
 from tests.conftest import ROOT, repro
 from tests.kills import (
     CHECKPOINT_EVERY,
@@ -43,6 +42,7 @@ from tests.kills import (
     traced,
     unlike,
 )
+from tools.workspace import make_workspace
 
 # On top of presets/tiny: several checkpoints, batches and parts a stage.
 MORE = """

@@ -1,0 +1,1 @@
+"""What training needs: path, loss, coupling, times."""

@@ -1,0 +1,105 @@
+"""Integrating dx/dt = v(t, x) with torchdiffeq, and the stochastic equation with the same marginals."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from lfm.flow.path import Path, convert
+
+# Ours → torchdiffeq's (rk4: the 3/8 rule).
+FIXED_STEP = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
+ADAPTIVE = {"dopri5": "dopri5"}
+
+
+class Solution(NamedTuple):
+    x: Tensor  # (T, *x.shape), the state at each of the T times asked for
+    nfe: int  # how often the velocity was evaluated
+
+
+def time_grid(steps: int, shift: float = 1.0, end: float = 1.0) -> Tensor:
+    """The steps + 1 times, float64, at which `steps` steps from 0 to `end` begin and end.
+
+    t = s / (s + shift (1 − s)) with s in equal steps: a shift above 1 spends more steps near the noise, one below 1 near the
+    data (Esser et al. 2024, eq. 23, which counts time from the data).
+    """
+    s = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return end * s / (s + shift * (1 - s))
+
+
+def integrate(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    grid: Tensor,
+    solver: str,
+    at: list[int] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> Solution:
+    """Follow a velocity along a grid of times, forward or (with a falling grid) backward.
+
+    A fixed-step solver steps exactly from one time of the grid to the next, and no result depends on another row of the
+    batch. An adaptive one chooses its own steps, so that the error, taken over the whole batch, meets the tolerances.
+
+    Args:
+        velocity: (t, x) ↦ dx/dt, t a scalar tensor.
+        x: the state at grid[0], (B, ...).
+        grid: the times at which steps begin and end, n + 1 of them for n steps.
+        solver: a key of `FIXED_STEP` or `ADAPTIVE`.
+        at: places in the grid, rising, at which the state is wanted; by default the last one alone.
+        rtol, atol: relative and absolute tolerance of an adaptive solver.
+    """
+    evaluations = 0
+
+    def counted(t: Tensor, state: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return velocity(t, state).to(state.dtype)
+
+    grid = grid.to(x)
+    wanted = [len(grid) - 1] if at is None else at
+    stops = sorted({0, *wanted, len(grid) - 1})
+    if solver in ADAPTIVE:
+        states = odeint(counted, x, grid[stops], method=ADAPTIVE[solver], rtol=rtol, atol=atol)
+    else:
+        states = odeint(
+            counted, x, grid[stops], method=FIXED_STEP[solver], options={"grid_constructor": lambda *_: grid}
+        )
+    return Solution(states[[stops.index(i) for i in wanted]], evaluations)
+
+
+def euler_maruyama(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    noise: Callable[[int], Tensor],
+    strength: float,
+    at: list[int] | None = None,
+) -> Solution:
+    """The stochastic equation whose marginals are those of the velocity: dx = (v + w s / 2) dt + √w dW, with the score s
+    that follows from the velocity and w = strength · σ_t (Ma et al. 2024, "SiT", eqs. 6–9).
+
+    The last step is without noise, which nothing after it could remove.
+
+    Args:
+        noise: step i ↦ standard normal draws of x's shape.
+        strength: 0 is Euler's method for the ordinary equation.
+        grid, at: as for `integrate`.
+    """
+    grid = grid.to(x)
+    wanted = [len(grid) - 1] if at is None else at
+    states = {0: x}
+    for i, (t, dt) in enumerate(zip(grid[:-1], grid.diff(), strict=True)):
+        v = velocity(t, x).to(x.dtype)
+        last = i == len(grid) - 2
+        if last or strength == 0:
+            x = x + v * dt
+        else:
+            w = strength * path(t).sigma
+            score = convert(path, "velocity", "score", v, x, t)
+            x = x + (v + w * score / 2) * dt + (w * dt).sqrt() * noise(i)
+        states[i + 1] = x
+    return Solution(torch.stack([states[i] for i in wanted]), len(grid) - 1)

@@ -1,0 +1,165 @@
+"""The one HDF5 format: named arrays and attributes, the same bytes for the same writes, moved into place when whole.
+
+Layout: every array is one chunked dataset (about 1 MiB a chunk along the first axis) with a Fletcher-32 checksum, so
+that a flipped bit is an error and not a wrong figure; names may hold "/" for groups; the root's attributes are plain
+scalars or strings and say what the file is (`format`) and where it came from. No times, no pickled objects.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.artifacts.files import replacing
+from pipeline.artifacts.layout import LAYOUTS, Layout
+from pipeline.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+
+Attribute = str | int | float
+
+
+class ArrayWriter:
+    """Writes one HDF5 file in pieces; use it through `writing`."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def create(self, name: str, shape: Iterable[int], dtype: np.typing.DTypeLike, rows: int | None = None) -> None:
+        """Make room for an array; its rows are filled by `put`. A chunk is so many `rows`, by default about 1 MiB of them."""
+        shape, dtype = tuple(shape), np.dtype(dtype)
+        row = max(1, int(np.prod(shape[1:])) * dtype.itemsize)
+        chunks = (max(1, min(shape[0], rows or CHUNK_BYTES // row)), *shape[1:])
+        self._file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, track_times=False)
+
+    def put(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Fill rows start … start + len(rows) of an array made by `create`."""
+        self._file[name][start : start + len(rows)] = rows
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Write a whole array at once."""
+        self.create(name, array.shape, array.dtype)
+        self.put(name, 0, array)
+
+    def attributes(self, **values: Attribute) -> None:
+        """Set attributes of the file, in the order of their names."""
+        for name, value in sorted(values.items()):
+            self._file.attrs[name] = value
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[ArrayWriter]:
+    """Open `path` for writing; the file appears under its name when the block ends well, and not at all otherwise."""
+    with replacing(path) as part, h5py.File(part, "w") as file:
+        yield ArrayWriter(file)
+
+
+class ArrayFile:
+    """An HDF5 file open for reading; use it through `reading`. Every failure is one line that names file and array."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self._path, self._file = path, file
+        self.attributes: dict[str, Attribute] = {}
+        for name in file.attrs:
+            value = file.attrs[name] if file.attrs.get_id(name).shape == () else None
+            value = value.item() if isinstance(value, np.generic) else value
+            if not isinstance(value, Attribute):
+                raise self._wrong(f"attribute '{name}' is no single number or string")
+            self.attributes[name] = value
+
+    def _wrong(self, what: str) -> UserError:
+        return UserError(f"{self._path}: {what}; {_remake(self._path)}")
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        found: object = self._file
+        for part in name.split("/"):
+            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            elsewhere = isinstance(link, h5py.ExternalLink | h5py.SoftLink)
+            found = None if link is None or elsewhere else found[part]  # type: ignore[index]
+            if elsewhere or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+                raise self._wrong(f"array '{name}' points to another file, which is refused")
+        if not isinstance(found, h5py.Dataset):
+            names: list[str] = []
+            self._file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
+            raise self._wrong(f"no array '{name}' (it holds: {', '.join(names) or 'nothing'})")
+        # Nothing is compressed, so no array and no chunk is larger than the file: no header can ask for all memory.
+        filters, most = found.id.get_create_plist().get_nfilters(), self._path.stat().st_size
+        large = max(math.prod(found.shape), math.prod(found.chunks or ())) * found.dtype.itemsize > most
+        large |= found.id.get_storage_size() < found.size * found.dtype.itemsize  # a chunk that is lost reads as zeros
+        if found.dtype.kind not in "biuf" or not found.fletcher32 or filters != 1 or large:
+            raise self._wrong(f"array '{name}' says it is {found.dtype} {found.shape}, which this file can't hold")
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, without reading it."""
+        with _told(self._path, f"array '{name}' is damaged"):
+            return tuple(self._dataset(name).shape)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start … stop of an array (all of them by default)."""
+        with _told(self._path, f"array '{name}' is damaged"):
+            values = np.asarray(self._dataset(name)[start:stop])
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise self._wrong(f"array '{name}' holds values that are not finite")
+        return values
+
+    def attribute(self, name: str) -> Attribute:
+        """One attribute of the file."""
+        if name not in self.attributes:
+            raise self._wrong(f"no attribute '{name}'")
+        return self.attributes[name]
+
+    def check(self, layout: Layout) -> None:
+        """Raises `UserError` where an array, an attribute or a label is missing or none that the layout allows."""
+        there = {name: kind for name, kind in layout.optional.items() if name in self.attributes}
+        for name, kind in {**layout.attributes, **there}.items():
+            if not isinstance(value := self.attribute(name), kind):
+                raise self._wrong(f"attribute '{name}' is {value!r}, which is no {kind.__name__}")
+        lengths: dict[str, int] = {}
+        for name, wanted in layout.arrays.items():
+            with _told(self._path, f"array '{name}' is damaged"):
+                found = self._dataset(name)
+                dtype, *axes = wanted.split()
+                fits = found.dtype == np.dtype(dtype) and found.ndim == len(axes) and 0 not in found.shape
+                if not fits or any(lengths.setdefault(a, n) != n for a, n in zip(axes, found.shape, strict=True)):
+                    known = ", ".join(f"{a} = {lengths[a]}" if a in lengths else a for a in axes)
+                    raise self._wrong(f"array '{name}' is {found.dtype} {found.shape}, not {dtype} ({known})")
+            if name.endswith("/labels") and "classes" in self.attributes:
+                top, classes = int(self.read(name).max()), self.attribute("classes")
+                if not isinstance(classes, int) or top >= classes:
+                    raise self._wrong(f"array '{name}' holds label {top}, but there are {classes} classes")
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[ArrayFile]:
+    """Open an HDF5 file that `writing` made, whose attribute `format` is `kind` and which holds what that format must."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it")
+    with _told(path, "not a whole HDF5 file"):
+        file = h5py.File(path, "r")
+    with file:
+        with _told(path, "its attributes are damaged"):
+            opened = ArrayFile(path, file)
+        if opened.attribute("format") != kind:
+            raise UserError(f"{path}: its format is '{opened.attribute('format')}', not '{kind}'; {_remake(path)}")
+        if kind in LAYOUTS:
+            opened.check(LAYOUTS[kind])
+        yield opened
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Whatever h5py and HDF5 raise for a damaged file, from KeyError to MemoryError, as one `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {what} ({' '.join(str(error).split())}); {_remake(path)}") from error
+
+
+def _remake(path: Path) -> str:
+    return f"delete {path} and run `dvc repro` to make or restore it"

@@ -1,0 +1,105 @@
+"""A training's state, kept now and then, so that one that was ended goes on with the same bits.
+
+Batch order and noise are functions of (seed, step), so the state is weights, what the optimiser holds of them, the step,
+and the figures so far.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.machine.scratch import NOWHERE, Scratch
+from pipeline.progress import say
+
+KEPT = 2
+DIVERGED = 10.0  # times the first loss that was read
+
+
+class State(NamedTuple):
+    """What a training changes; `restore` fills the same objects."""
+
+    models: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    records: Mapping[str, list[Any]]  # of each name: rows of numbers and tensors
+
+
+class Checkpoints:
+    """Those of one training, every so many steps; with `NOWHERE` there are none.
+
+    Args:
+        scratch: where they lie.
+        every: after how many steps; the last one is always kept.
+    """
+
+    def __init__(self, scratch: Scratch = NOWHERE, every: int = 1) -> None:
+        self.scratch, self.every, self.newest = scratch, every, 0
+
+    def resume(self, state: State) -> int:
+        """Bring `state` to the newest good checkpoint. Returns the steps that are done, 0 where there is none."""
+        for path in reversed(self.scratch.find("step-*")):
+            if (tensors := self.scratch.read(path)) is not None:
+                _restore(state, tensors)
+                self.newest = int(path.name.split(".")[0].removeprefix("step-"))
+                say(f"{self.scratch.stage}: goes on at step {self.newest}")
+                return self.newest
+        return 0
+
+    def keep(self, state: State, done: int, steps: int) -> None:
+        """Write a checkpoint where one is due; the two newest stay. Raises `UserError` where a weight is not finite."""
+        if done % self.every and done != steps:
+            return
+        tensors = _tensors(state)
+        if not all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point()):
+            raise self._stopped(f"weights are not finite after step {done}")
+        self.scratch.write(f"step-{done:010d}", tensors)
+        self.newest = done
+        for path in self.scratch.find("step-*")[:-KEPT]:
+            path.unlink()
+
+    def sound(self, done: int, loss: float, before: Sequence[Sequence[Any]]) -> float:
+        """The loss, when it is finite and not far above the first one, which stands second in the first row `before`."""
+        first = before[0][1] if before else loss
+        if not math.isfinite(loss) or loss > DIVERGED * first:
+            raise self._stopped(f"the loss is {loss:.4g} at step {done}, and began with {first:.4g}")
+        return loss
+
+    def _stopped(self, what: str) -> UserError:
+        kept = f"the checkpoint of step {self.newest} stays" if self.newest else "there was no checkpoint yet"
+        return UserError(f"{self.scratch.stage}: {what} ({kept}); lower {self.scratch.stage}.learning_rate")
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {f"{name}/{k}": v for name, model in state.models.items() for k, v in model.state_dict().items()}
+    for i, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
+    rows: dict[str, list[list[float | str]]] = {name: [] for name in state.records}  # a tensor's name stands for it
+    for name, record in state.records.items():
+        for i, row in enumerate(record):
+            found = {f"records/{name}/{i}/{j}": v for j, v in enumerate(row) if isinstance(v, Tensor)}
+            tensors |= found
+            rows[name].append([f"records/{name}/{i}/{j}" if isinstance(v, Tensor) else v for j, v in enumerate(row)])
+    tensors["records"] = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    return tensors
+
+
+def _restore(state: State, tensors: dict[str, Tensor]) -> None:
+    for name, model in state.models.items():
+        model.load_state_dict({k: tensors[f"{name}/{k}"] for k in model.state_dict()})
+    parameters = [w for group in state.optimizer.param_groups for w in group["params"]]
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, i, key = name.split("/")
+            like = parameters[int(i)]  # moments lie in memory as their weights do, or rounding differs
+            held.setdefault(int(i), {})[key] = (
+                torch.empty_like(like).copy_(value) if value.shape == like.shape and value.dim() else value
+            )
+    state.optimizer.load_state_dict({"state": held, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    for name, rows in json.loads(bytes(tensors["records"].numpy())).items():
+        where = parameters[0].device
+        state.records[name][:] = [tuple(tensors[v].to(where) if isinstance(v, str) else v for v in row) for row in rows]
