@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lfm.generator import Generator, batches, load_generator
 
 from lfm.evaluation.metrics import frechet_distance
-from lfm.generator import Generator, batches, load_generator
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import load_model
 from pipeline.artifacts import hdf5 as arrays

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import torch
+from lfm.generator import load_generator
 
 from benchmarks.ablations import FLOW_OF_4000, Ruler, guided, header, train
 from lfm.evaluation.psnr import psnr
-from lfm.generator import load_generator
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.files import AUTOENCODER, FLOW, IMAGES, LATENTS, LATENTS_FORMAT
 

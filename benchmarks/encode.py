@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pipeline.machine.runtime import precision
 
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, PARAMS
-from pipeline.machine.runtime import precision
 from pipeline.machine.scratch import Scratch
 from pipeline.params import load_params
 from pipeline.progress import Progress

@@ -1,68 +1,668 @@
-"""Not a stage: a trained flow as its users need it, read from the folder that `train` makes."""
+"""`LatentFlow`: a trained flow with its autoencoder, as people use it. Labels in, images out, and back.
 
-from pathlib import Path as FilePath
-from typing import Annotated, NamedTuple
+A model is one folder:
 
+    config.json, model.safetensors   the transformer
+    flow.json                        path, prediction, scale of the latents, what images it was trained on
+    sampling.json                    the values of `Sampler` that its samples are drawn with
+    autoencoder/                     what diffusers' `AutoencoderKL.from_pretrained` opens
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 import torch
-from pydantic import Field
+from PIL import Image
+from torch import Tensor
 
-from lfm.flow.path import Path, Velocity, as_velocity, last_time, make_path
+from lfm import random
+from lfm.errors import ConfigError
+from lfm.flow.path import PATHS, as_velocity, last_time, make_path
 from lfm.nets.latents import LatentScale
 from lfm.nets.transformer import Transformer
-from lfm.nets.weights import load_model
-from pipeline.artifacts.files import FLOW, LATENTS, read_json
-from pipeline.artifacts.hdf5 import ArrayFile
-from pipeline.errors import UserError
-from pipeline.params import FlowParams
+from lfm.nets.weights import digest, load_model, read_config, save_model
+from lfm.precision import precision as precision_context
+from lfm.sampling.guidance import guided
+from lfm.sampling.inversion import generate, invert, slerp
+from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
+from lfm.sampling.sampler import MOST_STEPS, Sampler
+from lfm.sampling.solver import FIXED_STEP, time_grid
 
-Positive = Annotated[int, Field(ge=1, le=10**6)]
-KEYS = {
-    **{name: FlowParams.model_fields[name].annotation for name in ("path", "sigma_min", "prediction")},
-    "scale_mean": list[float], "scale_std": list[Annotated[float, Field(gt=0)]],
-    "image_channels": Positive, "image_height": Positive, "image_width": Positive, "autoencoder_sha256": str,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from lfm.nets.autoencoder import ImageAutoencoder
+
+BUNDLED = Path(__file__).parent / "pretrained/mnist"
+FLOW, SAMPLING, AUTOENCODER = "flow.json", "sampling.json", "autoencoder"
+AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+HUB_FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors")
+INVERSION_STEPS = 50  # of rk4: to the noise and back within 1e-4 of a normalised latent, on MNIST
+
+Output = Literal["pil", "np", "pt", "latent"]
+Images = Any  # a PIL image or several, or 8-bit pixels as an array or a tensor: (H, W), (N, H, W) or (N, C, H, W)
+Pictures = list[Image.Image] | np.ndarray | Tensor
+Labels = int | Sequence[int] | np.ndarray | Tensor | None
 
 
-class Flow(NamedTuple):
-    """The velocity and all that belongs to it."""
+@dataclass(frozen=True)
+class Samples:
+    """Images that were drawn, and what to give to draw them again."""
 
-    transformer: Transformer
-    velocity: Velocity  # (t, x, y) ↦ v, whatever the transformer predicts
-    path: Path
-    end: float  # up to which t to integrate
-    scale: LatentScale
-    image: tuple[int, int, int]  # channels, height, width of what it was trained for
-    autoencoder_sha256: str
+    images: Pictures  # n: PIL images, uint8 (n, C, H, W), or with output_type "latent" normalised latents (n, c, h, w)
+    labels: np.ndarray  # (n,) int64
+    seed: int
+    nfe: float  # function evaluations: passes through the transformer an image
+    path: list[Pictures] | None = None  # with return_path: the images at each of `times`
+    times: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """log p(x | label) of latents."""
+
+    nats: np.ndarray  # (n,) float32
+    standard_error: np.ndarray  # (n,) of each estimate over its probes; 0 where exact, nan with a single probe
+    dimensions: int
 
     @property
-    def shape(self) -> list[int]:
-        """Of one latent: channels, height, width."""
-        return [self.transformer.channels, self.transformer.size, self.transformer.size]
+    def bits_per_dim(self) -> np.ndarray:
+        """−log₂ p per latent dimension, (n,)."""
+        return -self.nats / math.log(2) / self.dimensions
 
 
-def check_latents(flow: Flow, latents: ArrayFile) -> None:
-    """Raises `UserError` where the latents are not of the autoencoder that the flow was trained with."""
-    found = str(latents.attribute("autoencoder_sha256"))
-    if found != flow.autoencoder_sha256:
-        raise UserError(
-            f"{LATENTS}: made by another autoencoder ({found[:12]}…) than the one that {FLOW} was trained with "
-            f"({flow.autoencoder_sha256[:12]}…); run `dvc repro`"
-        )
+class LatentFlow:
+    """A velocity transformer, the scale of its latents, and the autoencoder they come from.
+
+    Args:
+        transformer: v(t, x, y), or data where `flow["prediction"]` says so.
+        flow: the content of flow.json.
+        sampler: what `sample` uses where it is told nothing else.
+        autoencoder: None for a flow whose latents are all that is wanted.
+
+    Raises `ConfigError` where these do not belong together.
+
+    Example:
+        >>> model = LatentFlow.from_pretrained()
+        >>> drawn = model.sample([3, 1, 4], seed=0)
+        >>> drawn.images[0].size, drawn.labels.tolist(), drawn.seed
+        ((28, 28), [3, 1, 4], 0)
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        flow: dict[str, Any],
+        sampler: Sampler | None = None,
+        autoencoder: "ImageAutoencoder | None" = None,
+    ) -> None:
+        if len(flow["scale_mean"]) != transformer.channels:
+            raise ConfigError(
+                f"{FLOW}: a scale of {len(flow['scale_mean'])} channels, and config.json has {transformer.channels}; "
+                "they are not of one model, fetch or make it again"
+            )
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.config = flow
+        self.sampler = sampler or Sampler()
+        self.path = make_path(flow["path"], flow["sigma_min"])
+        self.end = last_time(self.path, divides_by_sigma=flow["prediction"] == "data")
+        self.scale = LatentScale(torch.tensor(flow["scale_mean"]), torch.tensor(flow["scale_std"]))
+        self.image_shape = (flow["image_channels"], flow["image_height"], flow["image_width"])
+        self.latent_shape = (transformer.channels, transformer.size, transformer.size)
+        self.classes = transformer.null_label if transformer.label is not None else 0
+        self._velocity = as_velocity(transformer, self.path, flow["prediction"])
+        self._autoencoder = autoencoder
+        self._passes = 0  # rows that went through the transformer
+        transformer.register_forward_hook(self._count)
+
+    def _count(self, module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._passes += len(output)
+
+    # --- where it comes from, and where it goes ------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
+    ) -> "LatentFlow":
+        """Load a model, as float32 on the CPU.
+
+        Args:
+            model: a folder that `save_pretrained` or the stages `train` and `sample` made, or the id `owner/name` of a
+                model on the Hugging Face hub. None: the bundled one, trained on MNIST.
+            revision: branch, tag or commit of a hub id.
+            autoencoder: another folder for it. By default `autoencoder/` within the model's; without one, all that
+                needs images raises.
+
+        Raises `ConfigError` where a file is missing, damaged or of another model.
+        """
+        folder = BUNDLED if model is None else Path(model)
+        if model is not None and not folder.is_dir():
+            folder = _from_hub(str(model), revision)
+        flow = _read_flow(folder / FLOW)
+        transformer = load_model(folder, Transformer)
+        sampler = Sampler()
+        if (folder / SAMPLING).exists():
+            sampler = _read_sampler(folder / SAMPLING)
+        elif transformer.label is None:
+            sampler = sampler._replace(guidance_scale=1.0)
+        place = Path(autoencoder) if autoencoder is not None else folder / AUTOENCODER
+        coder = None
+        if autoencoder is not None or place.is_dir():
+            from lfm.nets.autoencoder import ImageAutoencoder, load
+
+            coder_digest = digest(place, AUTOENCODER_FILES)
+            if coder_digest != flow["autoencoder_sha256"]:
+                raise ConfigError(
+                    f"{folder} was trained with another autoencoder ({flow['autoencoder_sha256'][:12]}…) than {place} "
+                    f"({coder_digest[:12]}…); name the one it was trained with"
+                )
+            channels, height, width = flow["image_channels"], flow["image_height"], flow["image_width"]
+            coder = ImageAutoencoder(load(place), channels, (height, width)).to(torch.device("cpu"))
+        return cls(transformer, flow, sampler, coder)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+        """Write the model as one folder; `dtype` is what weights are stored as. Existing files of it are replaced."""
+        folder, config = Path(folder), dict(self.config)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, self.transformer, self.transformer.config, dtype)
+        if self._autoencoder is not None:
+            from lfm.nets.autoencoder import save
+
+            save(folder / AUTOENCODER, self._autoencoder.model, dtype)
+            config["autoencoder_sha256"] = digest(folder / AUTOENCODER, AUTOENCODER_FILES)
+        sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
+        for name, content in ((FLOW, config), (SAMPLING, sampling)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def to(self, device: str | torch.device) -> "LatentFlow":
+        """Move the model; returns itself."""
+        self.transformer.to(device)
+        if self._autoencoder is not None:
+            self._autoencoder.to(torch.device(device))
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def autoencoder(self) -> "ImageAutoencoder":
+        """Raises `ConfigError` where the model was loaded without one."""
+        if self._autoencoder is None:
+            raise ConfigError(
+                "this model has no autoencoder, so it knows latents alone; load it with from_pretrained(folder, autoencoder=…)"
+            )
+        return self._autoencoder
+
+    # --- noise → images ------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        labels: Labels = None,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        return_path: bool | Sequence[float] = False,
+        output_type: Output = "pil",
+        batch_size: int = 64,
+        precision: str = "float32",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Samples:
+        """Draw images.
+
+        Image i of a seed follows from (seed, i, label) and the sampler alone: its bytes are the same however many are
+        drawn with it. Another `batch_size`, device or number of threads changes rounding, in float32 by at most a grey
+        level. Memory beyond the result is that of one batch; `stream` does not keep the result either.
+
+        Args:
+            labels: a class or several; None draws them uniformly, from the seed.
+            n: how many of each label, label by label; without labels, how many.
+            seed: None draws one; the result names it.
+            rows: which images of the seed, by default 0, 1, 2 …
+            sampler: all values at once; by default `self.sampler`, the model's own.
+            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's.
+            return_path: True for the images at every time of the grid, or times, of which the nearest in the grid are taken.
+            output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
+            batch_size: rows that are integrated together; the last batch is filled up.
+            precision: `float32` or `bf16`.
+            progress: called with (images drawn, images in all) after each batch.
+
+        Raises `ConfigError` that names the argument which can't be used.
+        """
+        batches = self.stream(
+            labels, n, seed=seed, rows=rows, sampler=sampler, steps=steps, solver=solver, guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval, return_path=return_path, output_type=output_type, batch_size=batch_size,
+            precision=precision, progress=progress,
+        )  # fmt: skip
+        return _joined(list(batches))
+
+    def stream(
+        self,
+        labels: Labels = None,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        return_path: bool | Sequence[float] = False,
+        output_type: Output = "pil",
+        batch_size: int = 64,
+        precision: str = "float32",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Iterator[Samples]:
+        """`sample`, a batch at a time: for more images than memory holds. Arguments are checked before the first batch."""
+        changes: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+        s = (sampler or self.sampler)._replace(**{k: v for k, v in changes.items() if v is not None})
+        s = s if guidance_interval is None else s._replace(guidance_interval=_pair(guidance_interval))
+        s = s.check()
+        seed = secrets.randbits(32) if seed is None else _integer("seed", seed, 0, 2**63 - 1)
+        _integer("batch_size", batch_size, 1, 10**6)
+        _one_of("precision", precision, ("float32", "bf16"))
+        _one_of("output_type", output_type, ("pil", "np", "pt", "latent"))
+        if output_type != "latent":
+            _ = self.autoencoder
+        if not self.classes and s.guidance_scale != 1:
+            raise ConfigError(f"guidance_scale is {s.guidance_scale:g}; this model knows no labels: set it to 1")
+        y, numbers = self._asked_for(labels, n, seed, rows)
+        grid = time_grid(s.steps, s.time_shift, self.end)
+        path_at = _places(return_path, grid, self.end)
+        return self._stream(s, y, numbers, seed, grid, path_at, output_type, batch_size, precision, progress)
+
+    def _asked_for(
+        self, labels: Labels, n: int, seed: int, rows: Sequence[int] | np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Label and row number of every image."""
+        _integer("n", n, 1, 2**31)
+        if labels is None:
+            numbers = np.arange(n) if rows is None else np.asarray(rows, np.int64)
+            drawn = [random.generator(seed, "label", int(row)).integers(max(1, self.classes)) for row in numbers]
+            return np.array(drawn, np.int64), numbers
+        y = np.repeat(self._labels(labels), n)
+        numbers = np.arange(len(y)) if rows is None else np.asarray(rows, np.int64)
+        if len(numbers) != len(y):
+            raise ConfigError(f"rows has {len(numbers)} entries, and {len(y)} images are asked for; give one each")
+        return y, numbers
+
+    @torch.inference_mode()
+    def _stream(
+        self, s: Sampler, labels: np.ndarray, rows: np.ndarray, seed: int, grid: Tensor, path_at: list[int],
+        output_type: Output, batch_size: int, precision: str, progress: Callable[[int, int], object] | None,
+    ) -> Iterator[Samples]:  # fmt: skip
+        total, at = len(rows), sorted({*path_at, len(grid) - 1})
+        times = [float(grid[i]) for i in path_at] or None
+        for start in range(0, total, batch_size):
+            count = min(batch_size, total - start)
+            full = np.arange(start, start + batch_size) % total  # the last batch starts again to be full
+            before = self._passes
+            states = self._integrate(s, rows[full], labels[full], seed, grid, at, precision)
+            passes = (self._passes - before) / batch_size
+            pictures = {
+                i: self._decoded(x, output_type, batch_size, precision, count) for i, x in zip(at, states, strict=True)
+            }
+            if progress is not None:
+                progress(start + count, total)
+            path = [pictures[i] for i in path_at] if times else None
+            yield Samples(pictures[at[-1]], labels[start : start + count], seed, passes, path, times)
+
+    def _integrate(
+        self, s: Sampler, rows: np.ndarray, labels: np.ndarray, seed: int, grid: Tensor, at: list[int], precision: str
+    ) -> Tensor:
+        """Noise of these rows → normalised latents (T, B, c, h, w) at places of the grid."""
+
+        def noise(stream: str) -> Tensor:
+            return random.normal_rows(seed, stream, rows.tolist(), self.latent_shape).to(self.device)
+
+        velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
+        with precision_context(precision, self.device):
+            return s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
+
+    # --- images ↔ latents ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, images: Images, batch_size: int = 64, precision: str = "float32") -> Tensor:
+        """Images → the mean of their posteriors, normalised: (n, c, h, w) on the device.
+
+        Args:
+            images: PIL images, or 8-bit pixels (H, W), (n, H, W) or (n, C, H, W), of the size the model was trained on.
+        """
+        coder, pixels = self.autoencoder, self._pixels(images).to(self.device)
+        with precision_context(precision, self.device):
+            means = [coder.moments(part)[0] for part in pixels.split(batch_size)]
+        return self.scale.normalise(torch.cat(means))
+
+    @torch.inference_mode()
+    def decode(
+        self, latents: Tensor, output_type: Output = "pil", batch_size: int = 64, precision: str = "float32"
+    ) -> Any:
+        """Normalised latents (n, c, h, w) → images, as `sample` returns them."""
+        parts = []
+        for start in range(0, len(latents), batch_size):
+            full = torch.arange(start, start + batch_size) % len(latents)
+            count = min(batch_size, len(latents) - start)
+            parts.append(self._decoded(latents[full], output_type, batch_size, precision, count))
+        return _concatenated(parts)
+
+    def _decoded(self, latents: Tensor, output_type: Output, batch_size: int, precision: str, count: int) -> Any:
+        """A batch of latents as pictures, the first `count` of them."""
+        if output_type == "latent":
+            return latents[:count]
+        with precision_context(precision, self.device):
+            pixels = self.autoencoder.decode(self.scale.restore(latents.to(self.device)))[:count]
+        if output_type == "pt":
+            return pixels
+        array = pixels.cpu().numpy()
+        return array if output_type == "np" else [_to_pil(image) for image in array]
+
+    def _pixels(self, images: Images) -> Tensor:
+        """Images of any accepted kind → (n, C, H, W) uint8."""
+        channels, height, width = self.image_shape
+        if isinstance(images, Image.Image):
+            images = [images]
+        if isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
+            modes = [np.asarray(image.convert("L" if channels == 1 else "RGB")) for image in images]
+            if len({array.shape for array in modes}) > 1:
+                raise ConfigError(f"images have several sizes; resize them to {width}×{height}")
+            images = np.stack(modes)
+            images = images[:, None] if channels == 1 else np.moveaxis(images, -1, 1)
+        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+        if pixels.dtype != torch.uint8:
+            raise ConfigError(f"images are {pixels.dtype}; accepted are PIL images and 8-bit pixels (uint8)")
+        if channels == 1 and pixels.dim() in (2, 3):
+            pixels = pixels.reshape(-1, 1, *pixels.shape[-2:])
+        if pixels.dim() == 3:
+            pixels = pixels[None]
+        if tuple(pixels.shape[1:]) != self.image_shape:
+            raise ConfigError(
+                f"images are {list(pixels.shape[1:])} (channels, height, width); this model takes {list(self.image_shape)}"
+            )
+        return pixels
+
+    def _latents(self, x: Images) -> Tensor:
+        """Normalised latents: what is a floating-point tensor (n, c, h, w) as it is, images encoded."""
+        if isinstance(x, Tensor) and x.is_floating_point():
+            if tuple(x.shape[1:]) != self.latent_shape:
+                raise ConfigError(f"latents are {list(x.shape[1:])}; this model takes {list(self.latent_shape)}")
+            return x.to(self.device)
+        return self.encode(x)
+
+    # --- through the noise ---------------------------------------------------------------------------------------
+
+    def velocity(self, t: float | Tensor, x: Tensor, labels: Labels = None, guidance_scale: float = 1.0) -> Tensor:
+        """v(t, x), (n, c, h, w), at normalised latents x of that shape; None: without labels."""
+        y = self._labels_of(labels, len(x))
+        time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        return self._guided(y, guidance_scale)(time, x)
+
+    @torch.inference_mode()
+    def invert(self, x: Images, labels: Labels = None, steps: int = INVERSION_STEPS) -> Tensor:
+        """Images, or latents, → the noise (n, c, h, w) that they would be drawn from, without guidance, in float32.
+
+        Args:
+            x: images as `encode` takes them, or normalised latents (n, c, h, w) as floating-point tensor.
+            labels: one each, or one for all; None: without labels.
+            steps: of the fourth-order solver.
+        """
+        latents = self._latents(x)
+        return invert(self._guided(self._labels_of(labels, len(latents))), latents, self._grid(steps))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        noise: Tensor,
+        labels: Labels = None,
+        *,
+        guidance_scale: float = 1.0,
+        steps: int = INVERSION_STEPS,
+        output_type: Output = "pil",
+    ) -> Any:
+        """Noise (n, c, h, w), such as `invert` returns, → images: its way back, by the same solver."""
+        velocity = self._guided(self._labels_of(labels, len(noise)), guidance_scale)
+        latents = generate(velocity, noise.to(self.device), self._grid(steps))
+        return self.decode(latents, output_type)
+
+    @torch.inference_mode()
+    def interpolate(
+        self, a: Images, b: Images, n: int = 8, labels: Labels = None, *, steps: int = INVERSION_STEPS,
+        output_type: Output = "pil",
+    ) -> Any:  # fmt: skip
+        """From each image of `a` to that of `b` through the noise between theirs.
+
+        Args:
+            a, b: as many images, or latents, each.
+            n: pictures on the way, both ends included.
+
+        Returns:
+            A list of n, each with the pictures of all pairs, as `sample` returns them.
+        """
+        _integer("n", n, 2, 10_000)
+        first, last = self._latents(a), self._latents(b)
+        if len(first) != len(last):
+            raise ConfigError(f"{len(first)} images to start from and {len(last)} to end at; give as many of both")
+        y = self._labels_of(labels, len(first))
+        ends = self.invert(torch.cat([first, last]), np.tile(y, 2), steps)
+        start, end = ends.chunk(2)
+        x0 = torch.cat([slerp(start, end, i / (n - 1)) for i in range(n)])
+        latents = self.generate(x0, np.tile(y, n), steps=steps, output_type="latent")
+        return [self.decode(part, output_type) for part in latents.chunk(n)]
+
+    @torch.inference_mode()
+    def transfer(
+        self, x: Images, to: Labels, labels: Labels = None, *, guidance_scale: float | None = None,
+        steps: int = INVERSION_STEPS, output_type: Output = "pil",
+    ) -> Any:  # fmt: skip
+        """The same hand as other digits: the noise of each image, followed with each label of `to`.
+
+        Args:
+            x: images or latents.
+            to: target labels.
+            labels: the digits that the images show; None: inverted without label.
+            guidance_scale: by default the sampler's, everywhere on the way.
+
+        Returns:
+            A list of as many as `to`, each with the pictures of all images, as `sample` returns them.
+        """
+        if not self.classes:
+            raise ConfigError("transfer needs labels, and this model knows none")
+        x0, targets = self.invert(x, labels, steps), self._labels(to)
+        scale = self.sampler.guidance_scale if guidance_scale is None else guidance_scale
+        latents = self.generate(
+            x0.repeat(len(targets), 1, 1, 1), np.repeat(targets, len(x0)), guidance_scale=scale, steps=steps,
+            output_type="latent",
+        )  # fmt: skip
+        return [self.decode(part, output_type) for part in latents.chunk(len(targets))]
+
+    def log_prob(
+        self,
+        x: Images,
+        labels: Labels = None,
+        *,
+        divergence: Literal["hutchinson", "exact"] = "hutchinson",
+        probes: int = 4,
+        steps: int = 20,
+        solver: str = "rk4",
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+    ) -> LogProb:
+        """log p of the images' latents (of the posterior's mean; a density of latents, not of pixels).
+
+        Args:
+            x: images or latents.
+            divergence: `exact` takes a derivative a dimension, `hutchinson` one a probe.
+            probes: independent estimates of each; two or more give a standard error.
+            seed, rows: the probes of image i follow from (seed, row i); rows are 0, 1, 2 … by default.
+        """
+        _one_of("divergence", divergence, ("hutchinson", "exact"))
+        _one_of("solver", solver, tuple(FIXED_STEP))
+        _integer("probes", probes, 1, 10_000)
+        latents = self._latents(x).clone()  # no inference tensor: derivatives are taken
+        velocity, grid = self._guided(self._labels_of(labels, len(latents))), self._grid(steps)
+        numbers = range(len(latents)) if rows is None else rows
+        if divergence == "exact":
+            nats = log_likelihood(velocity, latents, grid, solver, exact_divergence).cpu().numpy()
+            return LogProb(nats, np.zeros_like(nats), math.prod(self.latent_shape))
+        estimates = []
+        for i in range(probes):
+            stream = "probe" if i == 0 else f"probe {i}"
+            probe = random.normal_rows(seed, stream, numbers, self.latent_shape).sign().to(self.device)
+            found = log_likelihood(velocity, latents, grid, solver, hutchinson_divergence(probe))
+            estimates.append(found.cpu().numpy())
+        spread = np.std(estimates, axis=0, ddof=1) if probes > 1 else np.full_like(estimates[0], np.nan)
+        mean = estimates[0] if probes == 1 else np.mean(estimates, axis=0)
+        return LogProb(mean, spread / math.sqrt(probes), math.prod(self.latent_shape))
+
+    def _guided(
+        self, labels: np.ndarray, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        return guided(self._velocity, y, scale, self.transformer.null_label, interval)
+
+    def _grid(self, steps: int) -> Tensor:
+        return time_grid(_integer("steps", steps, 1, MOST_STEPS), end=self.end)
+
+    def _labels(self, labels: Labels) -> np.ndarray:
+        """Labels (n,) int64, each a class of this model, or the null label of `transformer.null_label`."""
+        y = np.atleast_1d(labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels))
+        if not self.classes:
+            raise ConfigError(f"labels are {_short(y)}; this model knows no labels: leave them out")
+        if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu":
+            raise ConfigError(f"labels are {_short(y)}; accepted are whole numbers from 0 to {self.classes - 1}")
+        if y.min() < 0 or y.max() >= self.classes:
+            wrong = y[(y < 0) | (y >= self.classes)][0]
+            raise ConfigError(f"label {wrong} is no class of this model; accepted: 0 to {self.classes - 1}")
+        return y.astype(np.int64)
+
+    def _labels_of(self, labels: Labels, n: int) -> np.ndarray:
+        """A label for each of n rows; the null label where there is none."""
+        if labels is None:
+            return np.full(n, self.transformer.null_label)
+        y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        if y.ndim and len(y) != n:
+            raise ConfigError(f"{len(y)} labels for {n} images; give one each, or one for all")
+        if y.ndim and (y == self.transformer.null_label).all():
+            return y.astype(np.int64)
+        return np.broadcast_to(self._labels(y), (n,)).copy()
 
 
-def load_flow(folder: FilePath, where: torch.device) -> Flow:
-    """Read a trained flow. Raises `UserError` or `ConfigError` where a file is missing or damaged."""
-    flow = read_json(folder / "flow.json", **KEYS)
-    transformer = load_model(folder, Transformer).to(where)
-    if not len(flow["scale_mean"]) == len(flow["scale_std"]) == transformer.channels:
-        raise UserError(f"{folder}: flow.json is of another model than config.json; delete it and run `dvc repro`")
-    path = make_path(flow["path"], flow["sigma_min"])
-    return Flow(
-        transformer,
-        as_velocity(transformer, path, flow["prediction"]),
-        path,
-        last_time(path, divides_by_sigma=flow["prediction"] == "data"),
-        LatentScale(torch.tensor(flow["scale_mean"]), torch.tensor(flow["scale_std"])),
-        (flow["image_channels"], flow["image_height"], flow["image_width"]),
-        flow["autoencoder_sha256"],
-    )
+def _to_pil(image: np.ndarray) -> Image.Image:
+    """(C, H, W) uint8 → an image in mode L or RGB."""
+    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    path = [_concatenated([p.path[i] for p in parts if p.path]) for i in range(len(first.path or []))] or None
+    return Samples(
+        _concatenated([p.images for p in parts]), np.concatenate([p.labels for p in parts]), first.seed,
+        sum(p.nfe for p in parts) / len(parts), path, first.times,
+    )  # fmt: skip
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [image for part in parts for image in part]
+
+
+def _places(return_path: bool | Sequence[float], grid: Tensor, end: float) -> list[int]:
+    """Places of the grid at which images are wanted on the way."""
+    if isinstance(return_path, bool):
+        return list(range(len(grid))) if return_path else []
+    times = grid.numpy()
+    if any(not 0 <= t <= 1 for t in return_path):
+        raise ConfigError(f"return_path is {list(return_path)!r}; accepted are times from 0 to 1")
+    return sorted({int(np.abs(times - t * end).argmin()) for t in return_path})
+
+
+def _integer(name: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; accepted are whole numbers from {least} to {most:,}")
+    return int(value)
+
+
+def _one_of(name: str, value: object, names: Sequence[str]) -> None:
+    if value not in names:
+        raise ConfigError(f"{name} is {value!r}; accepted: {', '.join(names)}")
+
+
+def _pair(interval: Sequence[float]) -> tuple[float, float]:
+    if len(interval) != 2:
+        raise ConfigError(f"guidance_interval is {list(interval)!r}; accepted: two rising times from 0 to 1")
+    return float(interval[0]), float(interval[1])
+
+
+def _short(values: np.ndarray) -> str:
+    return repr(values.tolist()[:5]) if values.size <= 5 else f"{values.tolist()[:5]!r} …"
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The folder of a model on the Hugging Face hub, downloaded or from the cache."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        raise ConfigError(f"{name}: no such folder; name one that holds {FLOW}, or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub's client raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name}: neither a folder here nor to be had from the hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _read_flow(path: Path) -> dict[str, Any]:
+    flow = read_config(path)
+    numbers = (int, float)
+    scale = (flow.get("scale_mean"), flow.get("scale_std"))
+    fits: dict[str, Callable[[Any], bool]] = {
+        "path": lambda v: v in PATHS,
+        "sigma_min": lambda v: isinstance(v, numbers) and 0 <= v < 1,
+        "prediction": lambda v: v in ("velocity", "data"),
+        "scale_mean": lambda v: isinstance(v, list) and all(isinstance(x, numbers) and math.isfinite(x) for x in v),
+        "scale_std": lambda v: isinstance(v, list) and all(isinstance(x, numbers) and 0 < x < math.inf for x in v)
+        and isinstance(scale[0], list) and len(v) == len(scale[0]),
+        **dict.fromkeys(
+            ("image_channels", "image_height", "image_width"), lambda v: isinstance(v, int) and 1 <= v <= 10**6
+        ),
+        "autoencoder_sha256": lambda v: isinstance(v, str),
+    }  # fmt: skip
+    for key, fit in fits.items():
+        if key not in flow or not fit(flow[key]):
+            value = f"is {flow[key]!r}"[:120] if key in flow else "is missing"
+            raise ConfigError(f"{path}: '{key}' {value}; fetch or make the model again")
+    return flow
+
+
+def _read_sampler(path: Path) -> Sampler:
+    values = read_config(path)
+    unknown = set(values) - set(Sampler._fields)
+    try:
+        if unknown:
+            raise ConfigError(f"'{min(unknown)}' is no value of a sampler")
+        if "guidance_interval" in values:
+            values["guidance_interval"] = _pair(values["guidance_interval"])
+        return Sampler(**values).check()
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; fetch or make the model again") from error

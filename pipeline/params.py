@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 
+PARAMS = Path("params.yaml")
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
@@ -110,6 +112,7 @@ class FlowParams(_Section):
     logit_mean: Annotated[float, Field(ge=-10, le=10)]
     logit_std: Annotated[float, Field(gt=0, le=10)]
     uniform_share: Fraction
+    weighting: Literal["uniform", "noise"]
 
 
 class TrainParams(_Section):
@@ -237,29 +240,33 @@ Loader.add_implicit_resolver(
 WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", " after validation": ""}
 
 
-def load_params(path: Path) -> Params:
+def load_params(path: Path = PARAMS) -> Params:
     """Read and validate a `params.yaml`. Raises `UserError` that names the file, the key and its value."""
+    return validate_params(load_tree(path), str(path))
+
+
+def load_tree(path: Path) -> Any:
+    """What a YAML file holds, not validated. Raises `UserError` where it can't be read."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
     except Exception as error:  # PyYAML raises half a dozen kinds for bad tags, and RecursionError
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable as YAML ({reason}); mend that line") from error
-    return validate_params(tree, str(path))
 
 
 def validate_params(tree: Any, origin: str) -> Params:
     """Validate parameters that are already loaded; `origin` is named in errors."""
     if not isinstance(tree, dict):
-        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {shown(tree)}")
+        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {format_value(tree)}")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as an error shows it: on one line, and not longer than a line may be."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, 100, 100
@@ -271,12 +278,12 @@ def shown(value: object) -> str:
 
 def _describe(error: Any) -> str:
     """One pydantic error as a line: key, value, what is accepted."""
-    key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else shown(p) for p in error["loc"])
+    key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else format_value(p) for p in error["loc"])
     key = key.partition(".list[")[0].partition(".constrained-")[0]  # a branch of a union
     if error["type"] == "invalid_key":
-        return f"key {shown(error['input'])} is no text; mend it"
+        return f"key {format_value(error['input'])} is no text; mend it"
     if error["type"] in ("model_type", "dict_type"):
-        return f"{key} is {shown(error['input'])}; it must be a section of keys"
+        return f"{key} is {format_value(error['input'])}; it must be a section of keys"
     if error["type"] == "missing":
         return f"{key} is missing; add it (`git diff params.yaml` shows what was removed)"
     if error["type"] == "extra_forbidden":
@@ -288,4 +295,4 @@ def _describe(error: Any) -> str:
     accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
     for words, ours in WORDS.items():
         accepted = accepted.replace(words, ours)
-    return f"{key} is {shown(error['input'])}; {accepted}"
+    return f"{key} is {format_value(error['input'])}; {accepted}"

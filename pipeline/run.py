@@ -1,59 +1,150 @@
-"""How every stage starts and ends: parameters read, nothing moved underneath, one process at a time, errors in one line."""
+"""How a stage runs, and the one object that it is given.
+
+    def main(context: Context) -> None: ...
+
+    if __name__ == "__main__":
+        run(main)
+
+`python -m stages.train` runs the stage `train` of dvc.yaml, `python -m stages.train other` the stage `other`: the same code
+with other inputs, outputs and parameters. The stage asks for them by name: `context.input("latents")` is whichever
+dependency of its dvc.yaml is called latents.
+"""
 
 import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from lfm.errors import ConfigError
-from pipeline.artifacts.files import PARAMS
+from pipeline import PARENT
+from pipeline.entry import PIPELINE, Entry, read_entry
 from pipeline.errors import UserError
-from pipeline.machine.fingerprint import Fingerprint, guarding
+from pipeline.machine import scratch
+from pipeline.machine.device import device
+from pipeline.machine.fingerprint import Fingerprint
 from pipeline.machine.process import alone, end_with_parent, ending_by_signal
-from pipeline.params import Params, load_params
-from stages import PARENT
+from pipeline.machine.publish import replacing
+from pipeline.machine.scratch import Scratch
+from pipeline.params import Params
+from pipeline.progress import Progress
 
 
-def run(main: Callable[[Params], None], *sections: str, of: tuple[str, str] | None = None) -> None:
-    """Call a stage's main; `sections` are those of params.yaml that it uses, none for what is no stage. `of` says where the
-    stage stands, (file, name), if that is not dvc.yaml under the name of its module.
+class Context:
+    """Parameters, inputs, outputs, scratch and progress of one stage.
 
-    Exit code 2 for a user's mistake, 128 + signal where one ended it; `LFM_DEBUG=1` shows tracebacks.
+    Args:
+        entry: the stage as dvc.yaml describes it.
+        params: all of params.yaml.
+        fingerprint: what the result follows from; None for tests that call a `main` of their own: then nothing is kept in
+            scratch, and nothing is compared before publishing.
+    """
+
+    def __init__(self, entry: Entry, params: Params, fingerprint: Fingerprint | None = None) -> None:
+        self.entry, self.params, self.fingerprint = entry, params, fingerprint
+        self._exit = ExitStack()
+
+    @classmethod
+    def of(cls, stage: str, params: Params, pipeline: Path = PIPELINE) -> "Context":
+        """One without a fingerprint."""
+        return cls(read_entry(stage, pipeline), params)
+
+    def input(self, name: str) -> Path:
+        """The path of an input: see `Entry.input`."""
+        return self.entry.input(name)
+
+    def output(self, name: str) -> Path:
+        """The path of an output: see `Entry.output`."""
+        return self.entry.output(name)
+
+    @contextmanager
+    def publish(self, output: str | Path) -> Iterator[Path]:
+        """A temporary name to write an output to, a file or a folder to fill. It takes the output's place when the block ends
+        well and nothing that the stage started from was edited meanwhile, and vanishes otherwise."""
+        path = self.output(output) if isinstance(output, str) else output
+        with replacing(path, self.fingerprint.check if self.fingerprint else lambda: None) as part:
+            yield part
+
+    @cached_property
+    def scratch(self) -> Scratch:
+        """Where unfinished work survives the process."""
+        if self.fingerprint is None:
+            return Scratch()
+        return self._exit.enter_context(scratch.opened(self.entry.name, self.fingerprint.key()))
+
+    def part(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What `make` returns, or what it returned under this name before the process was killed."""
+        return self.scratch.part(name, make)
+
+    def progress(self, total: int, what: str, unit: str) -> Progress:
+        """A progress bar, where params.yaml wants one."""
+        return Progress(total, what, unit, self.params.runtime.progress)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return device()
+
+    def __enter__(self) -> "Context":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit.__exit__(*exc)  # type: ignore[arg-type]
+
+
+def run(main: Callable[[Context], None], name: str | None = None, pipeline: Path = PIPELINE) -> None:
+    """Call a stage's main.
+
+    Args:
+        name: of the stage in dvc.yaml; by default the command's argument, or else the name of main's module.
+        pipeline: another file of that kind.
+    """
+    with ending_in_one_line():
+        root = Path(__file__).resolve().parent.parent
+        if root != Path.cwd().resolve():
+            raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
+        end_with_parent(PARENT)
+        entry = read_entry(name or _asked_for() or Path(main.__code__.co_filename).stem, pipeline)
+        params = entry.params()
+        with alone(Path(".dvc/tmp/lfm") / entry.name / "lock"):
+            fingerprint = Fingerprint(entry, params)
+            with Context(entry, params, fingerprint) as context:
+                main(context)
+            fingerprint.check()
+
+
+def _asked_for() -> str | None:
+    if len(sys.argv) > 2:
+        raise UserError(f"{' '.join(sys.argv[1:])}: a stage takes one argument at most, its name in {PIPELINE}")
+    return sys.argv[1] if len(sys.argv) == 2 else None
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """End the process with exit code 2 and one line for a user's mistake, with 128 + signal where one ended it.
+
+    `LFM_DEBUG=1` shows tracebacks.
     """
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm in bf16, as autocast has it
     with ending_by_signal():
         try:
-            root = Path(__file__).resolve().parent.parent
-            if root != Path.cwd().resolve():
-                raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
-            end_with_parent(PARENT)
-            params = load_params(PARAMS)
-            if sections:
-                _run(main, params, sections, of)
-            else:
-                main(params)
+            yield
         except Exception as error:
-            line = told(error)
+            line = one_line(error)
             if line is None or os.environ.get("LFM_DEBUG") == "1":
                 raise
             print(f"error: {line}", file=sys.stderr)
             sys.exit(2)
 
 
-def _run(main: Callable[[Params], None], params: Params, sections: tuple[str, ...], of: tuple[str, str] | None) -> None:
-    name = Path(main.__code__.co_filename).stem
-    file, stage = of or ("dvc.yaml", name)
-    with alone(Path(".dvc/tmp/lfm") / name / "lock"):
-        start = Fingerprint(stage, sections, params, file)
-        with guarding(start):
-            main(params)
-        start.check()
-
-
-def told(error: BaseException) -> str | None:
-    """An error in one line; None for one that is a defect of ours."""
+def one_line(error: BaseException) -> str | None:
+    """An error in one line; None for an internal one."""
     if _no_space(error):
         return "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
@@ -68,7 +159,7 @@ def told(error: BaseException) -> str | None:
 
 
 def _no_space(error: BaseException | None) -> bool:
-    """Also as told by HDF5 and safetensors, in words alone."""
+    """Also as HDF5 and safetensors say it, in words alone."""
     if error is None:
         return False
     words = "No space left on device" in str(error) or "StorageFull" in str(error)

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from lfm import random
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT
+from pipeline.artifacts import hdf5, images
 from pipeline.errors import UserError
-from pipeline.params import DataParams, Params, shown
+from pipeline.params import DataParams, format_value
 from pipeline.progress import Progress, say
-from pipeline.run import run
+from pipeline.run import Context, run
 from pipeline.sources import download
 from pipeline.sources.folder import TOGETHER, Pictures, survey
 
@@ -121,7 +120,7 @@ def folder(p: DataParams, show: bool) -> Data:
         rest, tested = (int((split.labels == label).sum()) for split in (train, test))
         if tested < 2 or rest <= tested:
             raise UserError(
-                f"data.root: class {shown(name)} has {rest:,} images for training and {tested:,} for test; there must be 2 "
+                f"data.root: class {format_value(name)} has {rest:,} images for training and {tested:,} for test; there must be 2 "
                 f"for test and more for training, of which as many are for validation: {2 * PARTS} where a seventh is drawn"
             )
     return Data(train, test, found.classes, found.broken)
@@ -153,7 +152,7 @@ def digest(split: Split) -> str:
     return hashlib.sha256(np.asarray(split.images).tobytes() + split.labels.tobytes()).hexdigest()
 
 
-def write(file: arrays.ArrayWriter, name: str, split: Split, progress: Progress) -> str:
+def write(file: hdf5.ArrayWriter, name: str, split: Split, progress: Progress) -> str:
     """One split into the file, a few images at a time. Returns its `digest`."""
     total = hashlib.sha256()
     file.create(f"{name}/images", split.images.shape, np.uint8)
@@ -167,24 +166,27 @@ def write(file: arrays.ArrayWriter, name: str, split: Split, progress: Progress)
     return total.hexdigest()
 
 
-def main(p: Params) -> None:
-    data = DATASETS[p.data.dataset](p.data, p.runtime.progress)
-    train, validation = hold_out(data.train, data.test.labels, p.data.seed)
+def main(context: Context) -> None:
+    p = context.params.data
+    data = DATASETS[p.dataset](p, context.params.runtime.progress)
+    train, validation = hold_out(data.train, data.test.labels, p.seed)
     splits = {"train": train, "validation": validation, "test": data.test}
-    with arrays.writing(IMAGES) as file:
-        with Progress(sum(len(s.labels) for s in splits.values()), "write", "image", p.runtime.progress) as progress:
+    total = sum(len(s.labels) for s in splits.values())
+    with context.publish("images") as part, hdf5.writing(part) as file:
+        with context.progress(total, "write", "image") as progress:
             sha256 = {name: write(file, name, split, progress) for name, split in splits.items()}
         file.attributes(
-            format=IMAGES_FORMAT,
-            dataset=p.data.dataset,
+            format=images.FORMAT.name,
+            dataset=p.dataset,
             classes=len(data.names) or int(train.labels.max()) + 1,
             train_sha256=sha256["train"],
             test_sha256=sha256["test"],
             **({"class_names": "\n".join(data.names)} if data.names else {}),
             **({"broken": data.broken} if data.broken else {}),
         )
-    say(f"{IMAGES}: {p.data.dataset}, " + " / ".join(f"{len(s.labels):,}" for s in splits.values()) + " images")
+    sizes = " / ".join(f"{len(s.labels):,}" for s in splits.values())
+    say(f"{context.output('images')}: {p.dataset}, {sizes} images")
 
 
 if __name__ == "__main__":
-    run(main, "data")
+    run(main)

@@ -1,137 +1,158 @@
-"""Noise integrated to latents and decoded, real images through the autoencoder, and through their noise → data/samples.h5."""
+"""Noise integrated to latents and decoded, real images through the autoencoder, and through their noise → data/samples.h5;
+and the model that drew them, complete → models/latent_flow/."""
 
 from functools import partial
 
 import numpy as np
 import torch
 
-from lfm.generator import Generator, batches, load_generator
-from lfm.model import check_latents
-from lfm.uses import Uses
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import (
-    AUTOENCODER,
-    FLOW,
-    LATENTS,
-    LATENTS_FORMAT,
-    PROGRESS_FORMAT,
-    SAMPLES,
-    SAMPLES_FORMAT,
-)
-from pipeline.machine import scratch
-from pipeline.machine.scratch import Scratch
-from pipeline.params import Params
+from lfm.model import LatentFlow
+from lfm.sampling.sampler import Sampler
+from pipeline.artifacts import hdf5, latents, samples, snapshots
+from pipeline.errors import UserError
+from pipeline.params import SampleParams
 from pipeline.progress import Progress
-from pipeline.run import run
+from pipeline.run import Context, run
 
 REAL = ("validation", "test")
-SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
+CLASSES_SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
+BETWEEN = 8  # pictures from one image to another, both included
 
 
-def drawn(generator: Generator, rows: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """One batch: its images, and how many rows went through the transformer for them."""
-    before = generator.passes
-    images = generator.decode(generator.integrate(rows, labels).x[-1])
-    return {"images": images, "passes": np.array(generator.passes - before)}
+def sampler(p: SampleParams) -> Sampler:
+    """The section `sample`, as the model takes it."""
+    values = {name: value for name, value in p.model_dump().items() if name in Sampler._fields}
+    return Sampler(**values | {"guidance_interval": tuple(p.guidance_interval)})
 
 
-def generate(
-    generator: Generator, labels: np.ndarray, out: arrays.ArrayWriter, saved: Scratch, progress: Progress
-) -> float:
-    """An image for each label. Returns how often each went through the transformer."""
-    out.add("generated/labels", labels)
-    out.create("generated/images", (len(labels), *generator.flow.image), np.uint8)
-    passes, padded = 0, 0
-    for count, rows in batches(len(labels), generator.p.batch_size):
-        found = saved.part(f"generated-{rows[0]}", partial(drawn, generator, rows, labels[rows]))
-        out.put("generated/images", rows[0], found["images"][:count])
-        passes, padded = passes + int(found["passes"]), padded + len(rows)
-        progress.advance(count)
-    return passes / padded
+def draw(model: LatentFlow, p: SampleParams, labels: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch of images, and how often each went through the transformer."""
+    drawn = model.sample(
+        labels[rows] if model.classes else None, 1 if model.classes else len(rows), seed=p.seed, rows=rows,
+        output_type="np", batch_size=p.batch_size, precision=p.precision,
+    )  # fmt: skip
+    return {"images": np.asarray(drawn.images), "passes": np.array(drawn.nfe)}
 
 
-def decoded(generator: Generator, mean: np.ndarray) -> dict[str, np.ndarray]:
-    """One batch of latents as images."""
-    return {"images": generator.decode(generator.flow.scale.normalise(torch.from_numpy(mean)))}
+def batches(n: int, size: int) -> list[np.ndarray]:
+    """The rows 0 … n − 1 in parts of `size`, the last one shorter."""
+    return np.split(np.arange(n), range(size, n, size))
 
 
-def reconstruct(
-    generator: Generator, latents: arrays.ArrayFile, out: arrays.ArrayWriter, saved: Scratch, progress: Progress
-) -> None:
-    """Real images through the autoencoder: the mean of each posterior, decoded."""
-    for split in REAL:
-        mean = latents.read(f"{split}/mean")
-        out.create(f"reconstructed/{split}", (len(mean), *generator.flow.image), np.uint8)
-        for count, rows in batches(len(mean), generator.p.batch_size):
-            found = saved.part(f"{split}-{rows[0]}", partial(decoded, generator, mean[rows]))
-            out.put(f"reconstructed/{split}", rows[0], found["images"][:count])
-            progress.advance(count)
+class Stage:
+    """What every part of samples.h5 needs."""
+
+    def __init__(self, context: Context, model: LatentFlow, file: hdf5.ArrayFile, out: hdf5.ArrayWriter) -> None:
+        self.context, self.model, self.file, self.out = context, model, file, out
+        self.p, self.labels = context.params.sample, file.read("test/labels")
+        self.shown = np.unique(self.labels)[:CLASSES_SHOWN]  # the classes of which pictures are made
+
+    def decode(self, x: torch.Tensor, batch_size: int | None = None) -> np.ndarray:
+        size = batch_size or len(x)
+        return np.asarray(self.model.decode(x, "np", batch_size=size, precision=self.p.precision))
+
+    def generate(self, progress: Progress) -> float:
+        """An image for each label. Returns how often each went through the transformer."""
+        self.out.add("generated/labels", self.labels)
+        self.out.create("generated/images", (len(self.labels), *self.model.image_shape), np.uint8)
+        passes = []
+        for rows in batches(len(self.labels), self.p.batch_size):
+            part = self.context.part(f"generated-{rows[0]}", partial(draw, self.model, self.p, self.labels, rows))
+            self.out.put("generated/images", rows[0], part["images"])
+            passes.append(float(part["passes"]))
+            progress.advance(len(rows))
+        return float(np.mean(passes))
+
+    def reconstruct(self, progress: Progress) -> None:
+        """Real images through the autoencoder: the mean of each posterior, decoded."""
+        for split in REAL:
+            mean = self.file.read(f"{split}/mean")
+            self.out.create(f"reconstructed/{split}", (len(mean), *self.model.image_shape), np.uint8)
+            for rows in batches(len(mean), self.p.batch_size):
+                part = self.context.part(f"{split}-{rows[0]}", partial(self.decoded, mean[rows]))
+                self.out.put(f"reconstructed/{split}", rows[0], part["images"])
+                progress.advance(len(rows))
+
+    def decoded(self, mean: np.ndarray) -> dict[str, np.ndarray]:
+        return {"images": self.decode(self.model.scale.normalise(torch.from_numpy(mean)), self.p.batch_size)}
+
+    def trajectories(self) -> None:
+        """The first noise of each class, decoded at the grid's times nearest to those asked for."""
+        p, first = self.p, np.array([np.flatnonzero(self.labels == label)[0] for label in self.shown])
+        drawn = self.model.sample(
+            self.labels[first] if self.model.classes else None, 1 if self.model.classes else len(first), seed=p.seed,
+            rows=first, return_path=p.trajectory_times, output_type="np", batch_size=len(first), precision=p.precision,
+        )  # fmt: skip
+        self.out.add("trajectories/times", np.array(drawn.times))
+        self.out.add("trajectories/images", np.stack([np.asarray(images) for images in drawn.path or []]))
+
+    def through_noise(self) -> float:
+        """Inversion, interpolation and class transfer of a test image of each class. Returns the largest error of a latent
+        after the way to its noise and back."""
+        model, steps, mean = self.model, self.p.inversion_steps, self.file.read("test/mean")
+        first, second = (np.array([np.flatnonzero(self.labels == c)[n] for c in self.shown]) for n in (0, 1))
+        x1, others = (
+            model.scale.normalise(torch.from_numpy(mean[rows])).to(self.context.device)
+            for rows in (first, np.roll(second, -1))
+        )
+        labels = self.labels[first].astype(np.int64) if model.classes else None
+        x0 = model.invert(x1, labels, steps)
+        back = model.generate(x0, labels, steps=steps, output_type="latent")
+        between = model.interpolate(x1, others, BETWEEN, steps=steps, output_type="latent")
+        targets = self.shown if model.classes else self.labels[:1]
+        moved = (
+            model.transfer(x1, targets, labels, steps=steps, output_type="latent")
+            if model.classes
+            else [model.generate(x0, steps=steps, output_type="latent")]
+        )
+        self.out.add("inversion/rows", first)
+        self.out.add("inversion/decoded", self.decode(x1))
+        self.out.add("inversion/returned", self.decode(back))
+        self.out.add("interpolations/images", self.columns(between))
+        self.out.add("transfer/targets", targets)
+        self.out.add("transfer/images", self.columns(moved))
+        return float((back - x1).abs().max())
+
+    def columns(self, latents: list[torch.Tensor]) -> np.ndarray:
+        """Pictures of each column's latents (B, c, h, w), row by row: (B, columns, C, H, W)."""
+        images = self.decode(torch.cat(latents))
+        return images.reshape(len(latents), -1, *images.shape[1:]).swapaxes(0, 1)
 
 
-def shown(labels: np.ndarray) -> np.ndarray:
-    """The classes of which pictures are made, the first ones."""
-    return np.unique(labels)[:SHOWN]
-
-
-def on_the_way(generator: Generator, labels: np.ndarray, out: arrays.ArrayWriter) -> None:
-    """The first noise of each class, decoded at the grid's times nearest to those asked for."""
-    p = generator.p
-    first = np.array([np.flatnonzero(labels == label)[0] for label in shown(labels)])
-    grid = generator.grid.numpy()
-    at = sorted({int(np.abs(grid - t * generator.flow.end).argmin()) for t in p.trajectory_times})
-    states = generator.integrate(first, labels[first], at).x
-    out.add("trajectories/times", grid[at])
-    out.add("trajectories/images", np.stack([generator.decode(x) for x in states]))
-
-
-def through_noise(generator: Generator, latents: arrays.ArrayFile, out: arrays.ArrayWriter) -> float:
-    """Inversion, interpolation and class transfer of a test image of each class. Returns the largest error of a latent
-    after the way to its noise and back."""
-    labels, mean = latents.read("test/labels"), latents.read("test/mean")
-    first, second = (np.array([np.flatnonzero(labels == c)[n] for c in shown(labels)]) for n in (0, 1))
-    x1, others = (
-        generator.flow.scale.normalise(torch.from_numpy(mean[rows])).to(generator.where)
-        for rows in (first, np.roll(second, -1))
-    )
-    uses = Uses(generator)
-    back, error = uses.round_trips(x1, labels[first])
-    out.add("inversion/rows", first)
-    out.add("inversion/decoded", generator.decode(x1))
-    out.add("inversion/returned", back)
-    out.add("interpolations/images", uses.interpolations(x1, others))
-    targets = shown(labels) if generator.flow.transformer.label is not None else labels[:1]
-    out.add("transfer/targets", targets)
-    out.add("transfer/images", uses.transfers(x1, labels[first], targets))
-    return error
-
-
-def main(p: Params) -> None:
+def main(context: Context) -> None:
+    p, flow = context.params.sample, context.input("flow")
+    model = LatentFlow.from_pretrained(flow, autoencoder=context.input("autoencoder")).to(context.device)
+    model.sampler = sampler(p)
+    if not model.classes and p.guidance_scale != 1:
+        raise UserError(f"sample.guidance_scale {p.guidance_scale:g} needs labels, and {flow} knows none; set it to 1")
     with (
-        arrays.reading(LATENTS, LATENTS_FORMAT) as latents,
-        arrays.reading(FLOW / "progress.h5", PROGRESS_FORMAT) as snapshots,
+        hdf5.reading(context.input("latents"), latents.FORMAT) as file,
+        hdf5.reading(flow / "progress.h5", snapshots.FORMAT) as states,
+        context.publish("samples") as part,
+        context.publish("latent_flow") as folder,
     ):
-        generator = load_generator(FLOW, AUTOENCODER, p.sample)
-        check_latents(generator.flow, latents)
-        labels = latents.read("test/labels")
-        total = len(labels) + sum(latents.shape(f"{split}/labels")[0] for split in REAL)
-        with scratch.opened() as saved, arrays.writing(SAMPLES) as out:
-            with Progress(total, "sample", "image", p.runtime.progress) as progress:
-                passes = generate(generator, labels, out, saved, progress)
-                reconstruct(generator, latents, out, saved, progress)
-            on_the_way(generator, labels, out)
-            error = through_noise(generator, latents, out)
-            out.add("progress/steps", snapshots.read("steps"))
-            states = (generator.decode(torch.from_numpy(x)) for x in snapshots.read("latents"))
-            out.add("progress/images", np.stack(list(states)))
+        latents.check_autoencoder(file, context.input("latents"), model.config["autoencoder_sha256"])
+        with hdf5.writing(part) as out:
+            stage = Stage(context, model, file, out)
+            total = len(stage.labels) + sum(file.shape(f"{split}/labels")[0] for split in REAL)
+            with context.progress(total, "sample", "image") as progress:
+                nfe = stage.generate(progress)
+                stage.reconstruct(progress)
+            stage.trajectories()
+            error = stage.through_noise()
+            out.add("progress/steps", states.read("steps"))
+            pictures = [stage.decode(torch.from_numpy(x)) for x in states.read("latents")]
+            out.add("progress/images", np.stack(pictures))
             out.attributes(
-                format=SAMPLES_FORMAT,
-                nfe=passes,
+                format=samples.FORMAT.name,
+                nfe=nfe,
                 inversion_error=error,
-                labelled=int(generator.flow.transformer.label is not None),
-                seed=p.sample.seed,
-                dataset=latents.attribute("dataset"),
+                labelled=int(bool(model.classes)),
+                seed=p.seed,
+                dataset=file.attribute("dataset"),
             )
+        model.save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    run(main, "sample")
+    run(main)

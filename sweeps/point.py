@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lfm.generator import batches, load_generator
+from pipeline.machine.runtime import device
 
 from lfm.evaluation.metrics import frechet_distance
-from lfm.generator import batches, load_generator
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import load_model
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.files import AUTOENCODER, CLASSIFIER, FLOW, IMAGES, IMAGES_FORMAT, write_json
 from pipeline.errors import UserError
-from pipeline.machine.runtime import device
 from pipeline.params import Params, validate_params
 from pipeline.run import run
 

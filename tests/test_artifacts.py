@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lfm.generator import load_generator
 
 from lfm import random
 from lfm.errors import ConfigError
@@ -14,7 +15,6 @@ from lfm.evaluation.metrics import frechet_distance
 from lfm.evaluation.psnr import psnr
 from lfm.flow.path import cfm_loss, make_path
 from lfm.flow.times import stratified
-from lfm.generator import load_generator
 from lfm.nets import autoencoder
 from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.classifier import Classifier, to_pixels

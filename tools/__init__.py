@@ -1,1 +1,1 @@
-"""Commands beside the pipeline."""
+"""Commands beside the pipeline: the demo, bundling, mending DVC's records."""

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 from lfm.generator import load_generator
+
 from pipeline.artifacts.files import METRICS, PRETRAINED, REPORTS
 from pipeline.errors import UserError
 from pipeline.page.pictures import Picture, sheet

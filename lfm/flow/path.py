@@ -1,4 +1,4 @@
-"""The probability path from noise to data, what a model may predict on it, and the loss that fits a model to it.
+"""The probability path from noise to data, and what a model may predict on it.
 
 Conventions, here once for all of `lfm`: x0 is noise, x1 is data, t runs from 0 (noise) to 1 (data), and a velocity v(t, x)
 points from noise to data, dx/dt = v(t, x). Every path is Gaussian: x_t = α_t x1 + σ_t x0, with target velocity
@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor
 
 
-Path = Callable[[Tensor], Coefficients]
+ProbPath = Callable[[Tensor], Coefficients]
 
 
 def cond_ot(t: Tensor, sigma_min: float = 0.0) -> Coefficients:
@@ -53,15 +53,15 @@ def vp(t: Tensor) -> Coefficients:
     return Coefficients(alpha, sigma, alpha * rate / 2, -(alpha**2) * rate / (2 * sigma))
 
 
-PATHS: dict[str, Path] = {"cond_ot": cond_ot, "gvp": gvp, "vp": vp}
+PATHS: dict[str, ProbPath] = {"cond_ot": cond_ot, "gvp": gvp, "vp": vp}
 
 
-def make_path(name: str, sigma_min: float) -> Path:
+def make_path(name: str, sigma_min: float) -> ProbPath:
     """The path of that name; σ_min, what noise is left at t = 1, belongs to `cond_ot` alone."""
     return (lambda t: cond_ot(t, sigma_min)) if name == "cond_ot" else PATHS[name]
 
 
-def last_time(path: Path, divides_by_sigma: bool) -> float:
+def last_time(path: ProbPath, divides_by_sigma: bool) -> float:
     """Up to which t one may integrate and train: 1, or just short of it where the target or a division by σ diverges."""
     end = path(torch.ones((), dtype=torch.float64))
     harmless = end.d_sigma.isfinite() and (end.sigma > 1e-6 or not divides_by_sigma)
@@ -73,13 +73,13 @@ def _like(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (x.dim() - 1)) if t.dim() else t
 
 
-def interpolate(path: Path, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def interpolate(path: ProbPath, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The point x_t on the path and its velocity u_t, for noise and data (B, ...) and times (B,)."""
     c = path(_like(t, x1))
     return c.alpha * x1 + c.sigma * x0, c.d_alpha * x1 + c.d_sigma * x0
 
 
-def convert(path: Path, source: str, target: str, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def convert(path: ProbPath, source: str, target: str, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """What a model says about x_t in one of four ways, said in another: `velocity`, `score`, `noise` or `data`.
 
     E[x1 | x_t] and E[x0 | x_t] follow from any one of them since x_t = α x1 + σ x0 and v = α̇ x1 + σ̇ x0 are linear; the score
@@ -106,21 +106,8 @@ def convert(path: Path, source: str, target: str, value: Tensor, x: Tensor, t: T
     }[target]
 
 
-def as_velocity(model: Velocity, path: Path, prediction: str) -> Velocity:
+def as_velocity(model: Velocity, path: ProbPath, prediction: str) -> Velocity:
     """A model that predicts `velocity` or `data`, as a velocity (t, x, y) ↦ v for solvers, guidance and validation."""
     if prediction == "velocity":
         return model
     return lambda t, x, y: convert(path, prediction, "velocity", model(t, x, y).to(x.dtype), x, t)
-
-
-def cfm_loss(
-    model: Velocity, path: Path, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor, prediction: str = "velocity"
-) -> Tensor:
-    """The conditional flow matching loss E |v(t, x_t, y) − u_t|², a mean over batch and dimensions (eq. 9, ibid.), or for
-    a model that predicts data E |D(t, x_t, y) − x1|², which has the same minimiser up to `convert`.
-
-    Everything random comes in from outside, so the loss is a plain function of its arguments.
-    """
-    x_t, u_t = interpolate(path, x0, x1, t)
-    target = u_t if prediction == "velocity" else x1
-    return (model(t, x_t, y).to(target.dtype) - target).square().mean()

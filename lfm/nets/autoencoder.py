@@ -5,6 +5,7 @@ c is 1 (grey) or 3 (colour) and r is 1, 2 or 4, the pixels folded into channels 
 through a colour autoencoder as three equal channels and come back through the luma weights of ITU-R BT.601.
 """
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from lfm.nets.weights import check_finite
 
 logging.set_verbosity_error()
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG, WEIGHTS = FILES = "config.json", "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # where it stands, diffusers reads the files that it names instead, even pickles
 FOLDS = {1: (1, 1), 4: (1, 2), 16: (1, 4), 3: (3, 1), 12: (3, 2), 48: (3, 4)}  # in_channels → (colours, r)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -99,10 +100,10 @@ class ImageAutoencoder:
         """Latents (B, c, h, w) → 8-bit images (B, C, H, W)."""
         return self.images(self.model.decode(latents).sample)
 
-    def _check(self, does: str, found: Tensor, expected: tuple[int, ...]) -> None:
-        if tuple(found.shape[1:]) != expected:
+    def _check(self, does: str, shape_of: Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(shape_of.shape[1:]) != expected:
             raise ConfigError(
-                f"autoencoder: {does} {list(found.shape[1:])}, where its configuration and images of "
+                f"autoencoder: {does} {list(shape_of.shape[1:])}, where its configuration and images of "
                 f"{[self.channels, *self.size]} give {list(expected)}; choose another source"
             )
 
@@ -175,7 +176,8 @@ def loss(model: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float) 
 
 def save(folder: Path, model: AutoencoderKL | AutoencoderTiny, dtype: torch.dtype = torch.float32) -> None:
     """Write diffusers' layout: configuration and safetensors, without the absolute path that diffusers may add."""
-    model.to(dtype=dtype, memory_format=torch.contiguous_format).save_pretrained(folder, safe_serialization=True)
+    stored = copy.deepcopy(model).to(dtype=dtype, memory_format=torch.contiguous_format)
+    stored.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / CONFIG).read_text())
     config.pop("_name_or_path", None)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,9 +1,6 @@
 """The small classifier whose penultimate features all metrics are measured in."""
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEATURES = 128
@@ -52,18 +49,3 @@ class Classifier(nn.Module):
 def to_pixels(images: Tensor) -> Tensor:
     """8-bit images → float32 pixels in [−1, 1]."""
     return images.float() / 127.5 - 1
-
-
-def augment(pixels: Tensor, u: Tensor) -> Tensor:
-    """Turn, stretch, shear and shift each image a little, as different hands would.
-
-    Args:
-        pixels: (B, C, H, W) in [−1, 1]; what comes in from outside is background, −1.
-        u: uniform draws in [0, 1), (B, 5): angle (±14°), scale (±15 %), shear (±0.2), shift (±1/8 each way).
-    """
-    angle, scale, shear, right, down = (2 * u.to(pixels) - 1).unbind(1)
-    angle, scale, shear = angle * math.pi * 14 / 180, 1 + 0.15 * scale, 0.2 * shear
-    across = torch.stack([angle.cos() * scale, shear - angle.sin() * scale, right / 8], 1)  # (B, 3)
-    along = torch.stack([angle.sin() * scale, angle.cos() * scale, down / 8], 1)
-    grid = F.affine_grid(torch.stack([across, along], 1), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels + 1, grid, align_corners=False) - 1

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -27,13 +26,3 @@ class LatentScale(NamedTuple):
 def draw(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     """A draw from the posterior N(mean, std²); one cached draw would freeze the autoencoder's noise."""
     return mean + std * noise
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """From noise a (share 0) to noise b (share 1), each (B, ...), along the sphere that Gaussian noise lies near
-    (Shoemake 1985): a straight line would pass through points far shorter than any noise."""
-    u, w = a.flatten(1), b.flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(u, w).clamp(-1 + 1e-6, 1 - 1e-6)
-    angle = cosine.acos()[:, None]
-    mixed = ((1 - share) * angle).sin() / angle.sin() * u + (share * angle).sin() / angle.sin() * w
-    return mixed.view_as(a)

@@ -1,6 +1,8 @@
 """Models as folders: `config.json` (the constructor's arguments) beside `model.safetensors`. No pickle anywhere."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,29 @@ def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: to
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype) for k, v in model.state_dict().items()}
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `ConfigError` where it is missing or none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; fetch or make the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error}); fetch or make the model again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: not a JSON object; fetch or make the model again")
+    return value
+
+
+def digest(folder: Path, names: Iterable[str]) -> str:
+    """sha256 of some files of a folder, their names included. Raises `ConfigError` where one is missing."""
+    total = hashlib.sha256()
+    for name in names:
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: no {name}; it must hold {' and '.join(names)}")
+        total.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    return total.hexdigest()
 
 
 def check_finite(model: nn.Module) -> None:
@@ -41,6 +66,6 @@ def load_model(folder: Path, build: type[M]) -> M:
     except Exception as error:  # a damaged configuration makes constructors raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(
-            f"{folder}: can't be read as {build.__name__} ({reason}); delete the folder and run `dvc repro`"
+            f"{folder}: can't be read as {build.__name__} ({reason}); fetch or make the model again"
         ) from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""Both halves of classifier-free guidance (Ho & Salimans 2022): labels dropped in training, velocities mixed in sampling."""
+"""Classifier-free guidance (Ho & Salimans 2022): two velocities mixed into one."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 from lfm.flow.path import Velocity
-
-
-def drop_labels(y: Tensor, u: Tensor, rate: float, null_label: int) -> Tensor:
-    """Replace each label by the null label with probability `rate`; u is uniform in [0, 1), (B,)."""
-    return torch.where(u < rate, null_label, y)
 
 
 def guided(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from lfm.flow.path import Path, convert
+from lfm.flow.path import ProbPath, convert
 
 # Ours → torchdiffeq's (rk4: the 3/8 rule).
 FIXED_STEP = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
@@ -72,7 +72,7 @@ def integrate(
 
 def euler_maruyama(
     velocity: Callable[[Tensor, Tensor], Tensor],
-    path: Path,
+    path: ProbPath,
     x: Tensor,
     grid: Tensor,
     noise: Callable[[int], Tensor],

@@ -1,4 +1,4 @@
-"""The one HDF5 format: named arrays and attributes, the same bytes for the same writes, moved into place when whole.
+"""HDF5 files: named arrays and attributes, the same bytes for the same writes, checked against their format when read.
 
 Layout: every array is one chunked dataset (about 1 MiB a chunk along the first axis) with a Fletcher-32 checksum, so
 that a flipped bit is an error and not a wrong figure; names may hold "/" for groups; the root's attributes are plain
@@ -6,20 +6,36 @@ scalars or strings and say what the file is (`format`) and where it came from. N
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from pipeline.artifacts.files import replacing
-from pipeline.artifacts.layout import LAYOUTS, Layout
 from pipeline.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 
+SPLITS = ("train", "validation", "test")
+
 Attribute = str | int | float
+
+
+class Format(NamedTuple):
+    """A kind of file: what its attribute `format` says, and what it must hold. Each artifact's module has its own."""
+
+    name: str
+    arrays: Mapping[str, str]  # of each: its dtype, then its axes; an axis is as long wherever its name stands
+    attributes: Mapping[str, type]
+    optional: Mapping[str, type] = MappingProxyType({})  # attributes that it may hold
+
+
+def of_splits(**arrays: str) -> dict[str, str]:
+    """The same arrays for each split, whose own name stands for its axis of rows."""
+    return {f"{split}/{name}": value.replace("rows", split) for split in SPLITS for name, value in arrays.items()}
 
 
 class ArrayWriter:
@@ -52,8 +68,8 @@ class ArrayWriter:
 
 @contextmanager
 def writing(path: Path) -> Iterator[ArrayWriter]:
-    """Open `path` for writing; the file appears under its name when the block ends well, and not at all otherwise."""
-    with replacing(path) as part, h5py.File(part, "w") as file:
+    """Open `path` for writing."""
+    with h5py.File(path, "w") as file:
         yield ArrayWriter(file)
 
 
@@ -95,12 +111,12 @@ class ArrayFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, without reading it."""
-        with _told(self._path, f"array '{name}' is damaged"):
+        with _as_user_error(self._path, f"array '{name}' is damaged"):
             return tuple(self._dataset(name).shape)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start … stop of an array (all of them by default)."""
-        with _told(self._path, f"array '{name}' is damaged"):
+        with _as_user_error(self._path, f"array '{name}' is damaged"):
             values = np.asarray(self._dataset(name)[start:stop])
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise self._wrong(f"array '{name}' holds values that are not finite")
@@ -112,15 +128,15 @@ class ArrayFile:
             raise self._wrong(f"no attribute '{name}'")
         return self.attributes[name]
 
-    def check(self, layout: Layout) -> None:
-        """Raises `UserError` where an array, an attribute or a label is missing or none that the layout allows."""
-        there = {name: kind for name, kind in layout.optional.items() if name in self.attributes}
-        for name, kind in {**layout.attributes, **there}.items():
+    def check(self, layout: Format) -> None:
+        """Raises `UserError` where an array, an attribute or a label is missing or none that the format allows."""
+        optional = {name: kind for name, kind in layout.optional.items() if name in self.attributes}
+        for name, kind in {**layout.attributes, **optional}.items():
             if not isinstance(value := self.attribute(name), kind):
                 raise self._wrong(f"attribute '{name}' is {value!r}, which is no {kind.__name__}")
         lengths: dict[str, int] = {}
         for name, wanted in layout.arrays.items():
-            with _told(self._path, f"array '{name}' is damaged"):
+            with _as_user_error(self._path, f"array '{name}' is damaged"):
                 found = self._dataset(name)
                 dtype, *axes = wanted.split()
                 fits = found.dtype == np.dtype(dtype) and found.ndim == len(axes) and 0 not in found.shape
@@ -134,24 +150,23 @@ class ArrayFile:
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[ArrayFile]:
-    """Open an HDF5 file that `writing` made, whose attribute `format` is `kind` and which holds what that format must."""
+def reading(path: Path, kind: Format) -> Iterator[ArrayFile]:
+    """Open an HDF5 file that `writing` made, which says that it is of this format and holds what that must."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `dvc repro` to make it")
-    with _told(path, "not a whole HDF5 file"):
+    with _as_user_error(path, "not a whole HDF5 file"):
         file = h5py.File(path, "r")
     with file:
-        with _told(path, "its attributes are damaged"):
+        with _as_user_error(path, "its attributes are damaged"):
             opened = ArrayFile(path, file)
-        if opened.attribute("format") != kind:
-            raise UserError(f"{path}: its format is '{opened.attribute('format')}', not '{kind}'; {_remake(path)}")
-        if kind in LAYOUTS:
-            opened.check(LAYOUTS[kind])
+        if opened.attribute("format") != kind.name:
+            raise UserError(f"{path}: its format is '{opened.attribute('format')}', not '{kind.name}'; {_remake(path)}")
+        opened.check(kind)
         yield opened
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def _as_user_error(path: Path, what: str) -> Iterator[None]:
     """Whatever h5py and HDF5 raise for a damaged file, from KeyError to MemoryError, as one `UserError`."""
     try:
         yield

@@ -1,17 +1,33 @@
-"""Not a stage: one split of latents.h5, normalised and on the device; held as a whole, or streamed a window at a time.
+"""latents.h5: every image's posterior. A split is read as a whole, or streamed a window at a time, normalised.
 
 Both give the same batches, bit for bit: `pipeline.training.order` says which rows, and each row is normalised on its own.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lfm.nets.latents import LatentScale
-from pipeline.artifacts.hdf5 import ArrayFile
+from pipeline.artifacts.hdf5 import ArrayFile, Format, of_splits
+from pipeline.errors import UserError
 from pipeline.training import order
+
+FORMAT = Format(
+    "lfm-latents/1",
+    {
+        **of_splits(mean="float32 rows c h w", std="float32 rows c h w", labels="uint8 rows"),
+        **{f"scale/{name}": "float32 c" for name in ("mean", "std")},
+    },
+    {
+        "dataset": str,
+        "classes": int,
+        **{f"image_{name}": int for name in ("channels", "height", "width")},
+        **{f"{name}_sha256": str for name in ("autoencoder", "train")},
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Latents:
         return self.mean.shape[1:]
 
     @property
-    def where(self) -> torch.device:
+    def device(self) -> torch.device:
         return self.mean.device
 
     def __len__(self) -> int:
@@ -36,7 +52,7 @@ class Latents:
 
     def rows(self, rows: Tensor) -> "Latents":
         """Some of them."""
-        rows = rows.to(self.where)
+        rows = rows.to(self.device)
         return Latents(self.mean[rows], self.std[rows], self.labels[rows])
 
     def batch(self, seed: int, step: int, size: int) -> "Latents":
@@ -51,7 +67,7 @@ class Store(Protocol):
     def shape(self) -> torch.Size: ...
 
     @property
-    def where(self) -> torch.device: ...
+    def device(self) -> torch.device: ...
 
     def __len__(self) -> int: ...
 
@@ -59,10 +75,10 @@ class Store(Protocol):
 
 
 class Streamed:
-    """One split of an open latents.h5, of which one window is held at a time."""
+    """One split of an open latents.h5, of which one window is in memory at a time."""
 
-    def __init__(self, file: ArrayFile, split: str, scale: LatentScale, where: torch.device) -> None:
-        self.file, self.split, self.scale, self.where = file, split, scale, where
+    def __init__(self, file: ArrayFile, split: str, scale: LatentScale, device: torch.device) -> None:
+        self.file, self.split, self.scale, self.device = file, split, scale, device
         rows, *shape = file.shape(f"{split}/mean")
         self.length, self.shape = rows, torch.Size(shape)
         self.window: order.Window | None = None
@@ -72,28 +88,28 @@ class Streamed:
 
     def batch(self, seed: int, step: int, size: int) -> Latents:
         """Training batch `step`."""
-        return _joined([self._hold(w).rows(places) for w, places in order.pieces(seed, step, size, len(self))])
+        return _joined([self._load(w).rows(places) for w, places in order.pieces(seed, step, size, len(self))])
 
-    def _hold(self, window: order.Window) -> Latents:
+    def _load(self, window: order.Window) -> Latents:
         if window is not self.window:
-            self.held: Latents | None = None  # first make room
-            self.held = read(self.file, self.split, self.scale, self.where, window.blocks)
+            self._latents: Latents | None = None  # first make room
+            self._latents = read(self.file, self.split, self.scale, self.device, window.blocks)
             self.window = window
-        assert self.held is not None
-        return self.held
+        assert self._latents is not None
+        return self._latents
 
 
 def read(
-    file: ArrayFile, split: str, scale: LatentScale, where: torch.device, blocks: list[tuple[int, int]] | None = None
+    file: ArrayFile, split: str, scale: LatentScale, device: torch.device, blocks: list[tuple[int, int]] | None = None
 ) -> Latents:
     """Rows of one split, those of some blocks side by side, or all. Beside the result, one block at a time is in memory."""
     rows, *shape = file.shape(f"{split}/mean")
     blocks = blocks or [(first, min(first + order.BLOCK, rows)) for first in range(0, rows, order.BLOCK)]
     total = sum(stop - first for first, stop in blocks)
-    held = Latents(
-        torch.empty(total, *shape, device=where),
-        torch.empty(total, *shape, device=where),
-        torch.empty(total, dtype=torch.int64, device=where),
+    loaded = Latents(
+        torch.empty(total, *shape, device=device),
+        torch.empty(total, *shape, device=device),
+        torch.empty(total, dtype=torch.int64, device=device),
     )
     place = 0
     for first, stop in blocks:
@@ -101,21 +117,31 @@ def read(
         mean, std, labels = (
             torch.from_numpy(file.read(f"{split}/{n}", first, stop)) for n in ("mean", "std", "labels")
         )
-        held.mean[here] = scale.normalise(mean).to(where)
-        held.std[here] = (std / scale.std[:, None, None]).to(where)
-        held.labels[here] = labels.to(where)
+        loaded.mean[here] = scale.normalise(mean).to(device)
+        loaded.std[here] = (std / scale.std[:, None, None]).to(device)
+        loaded.labels[here] = labels.to(device)
         place = here.stop
-    return held
+    return loaded
 
 
-def opened(file: ArrayFile, split: str, scale: LatentScale, where: torch.device, megabytes: int) -> Store:
-    """One split, held where mean and standard deviation fit into so many MB, else streamed."""
+def opened(file: ArrayFile, split: str, scale: LatentScale, device: torch.device, megabytes: int) -> Store:
+    """One split, read as a whole where mean and standard deviation fit into so many MB, else streamed."""
     rows, *shape = file.shape(f"{split}/mean")
     if 2 * 4 * rows * torch.Size(shape).numel() <= megabytes * 1e6:
-        return read(file, split, scale, where)
-    return Streamed(file, split, scale, where)
+        return read(file, split, scale, device)
+    return Streamed(file, split, scale, device)
 
 
 def _joined(parts: list[Latents]) -> Latents:
     columns = ((part.mean, part.std, part.labels) for part in parts)
     return parts[0] if len(parts) == 1 else Latents(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def check_autoencoder(file: ArrayFile, path: Path, sha256: str) -> None:
+    """Raises `UserError` where the latents are not of the autoencoder that a flow was trained with."""
+    made_by = str(file.attribute("autoencoder_sha256"))
+    if made_by != sha256:
+        raise UserError(
+            f"{path}: made by another autoencoder ({made_by[:12]}…) than the one that the flow was trained with "
+            f"({sha256[:12]}…); run `dvc repro`"
+        )

@@ -19,9 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.artifacts.files import given
-from pipeline.machine import fingerprint
 from pipeline.machine.process import alone, try_lock
+from pipeline.paths import user_path
 from pipeline.progress import say
 
 KEPT_KEYS, UNFINISHED_DAYS = 3, 30  # what is finished, and what was ended and never gone on with
@@ -30,7 +29,7 @@ LOCK, DONE = "lock", "done"
 
 def home() -> Path:
     """Where the scratch folders of all stages lie."""
-    return given(".dvc/tmp/lfm")
+    return user_path(".dvc/tmp/lfm")
 
 
 class Scratch:
@@ -69,33 +68,26 @@ class Scratch:
     def part(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What `make` gives, or what it gave under this name before the process was ended."""
         for path in self.find(name):
-            if (found := self.read(path)) is not None:
-                return {k: v.numpy() for k, v in found.items()}
+            if (kept := self.read(path)) is not None:
+                return {k: v.numpy() for k, v in kept.items()}
         made = {k: np.asarray(v, order="C") for k, v in make().items()}  # sums depend on the order in memory
         self.write(name, {k: torch.from_numpy(v) for k, v in made.items()}, lasting=False)
         return made
 
 
-NOWHERE = Scratch()
-
-
 @contextmanager
-def opened() -> Iterator[Scratch]:
-    """The folder of the stage that runs in this process, for this process alone; those of older fingerprints go.
+def opened(stage: str, key: str) -> Iterator[Scratch]:
+    """The folder of a stage and a fingerprint, for this process alone; those of older fingerprints are removed.
 
-    Where another process works there, in another workspace, this one waits, and then takes over what is done.
+    Where another process works there, in another workspace, this one waits, and then reuses what is done.
     """
-    running = fingerprint.current()
-    if running is None:
-        yield NOWHERE
-        return
-    folder = home() / running.name / running.key()
-    with alone(folder / LOCK, waiting=running.name):
+    folder = home() / stage / key
+    with alone(folder / LOCK, waiting=stage):
         for part in folder.glob("*.part"):
             part.unlink()
         os.utime(folder)
         _clean(folder.parent)
-        yield Scratch(folder, running.name)
+        yield Scratch(folder, stage)
         (folder / DONE).touch()
 
 
@@ -106,7 +98,7 @@ def _clean(stage: Path) -> None:
     oldest = time.time() - UNFINISHED_DAYS * 24 * 3600
     left = [folder for folder in folders if folder not in finished and folder.stat().st_mtime < oldest]
     for folder in finished[KEPT_KEYS:] + left:
-        held = try_lock(folder / LOCK)
-        if held is not None:
+        lock = try_lock(folder / LOCK)
+        if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            os.close(lock)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import requests
 
-from pipeline.artifacts.files import given
 from pipeline.errors import UserError
+from pipeline.paths import user_path
 from pipeline.progress import Progress, say
 
 MIRROR = "LFM_MIRROR"
@@ -26,7 +26,9 @@ def fetch(dataset: str, name: str, md5: str, mirrors: Iterable[str], show: bool)
     answers = []
     for place in [*own_places, *(f"{m.rstrip('/')}/{name}" for m in mirrors)]:
         try:
-            data = _get(place, name, show) if place.startswith(("http://", "https://")) else given(place).read_bytes()
+            data = (
+                _get(place, name, show) if place.startswith(("http://", "https://")) else user_path(place).read_bytes()
+            )
         except (OSError, requests.RequestException) as error:
             answers.append(f"{place}: {_reason(error)}")
             continue

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.artifacts.files import given
 from pipeline.errors import UserError
-from pipeline.params import shown
+from pipeline.params import format_value
+from pipeline.paths import user_path
 from pipeline.progress import Progress, say
 from pipeline.sources import decoder
 from pipeline.sources.listing import listing
@@ -54,7 +54,7 @@ class Pictures:
     def _one(self, name: str, sha256: str) -> np.ndarray:
         with (self.root / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise UserError(f"data.root: {shown(name)} changed while this stage ran; run `dvc repro` again")
+                raise UserError(f"data.root: {format_value(name)} changed while this stage ran; run `dvc repro` again")
             return decoder.square(decoder.decode(file), self.channels, self.size)
 
 
@@ -69,9 +69,11 @@ class Folder(NamedTuple):
 def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: bool) -> Folder:
     """Look at every image of a folder. Raises `UserError` where the folder is not laid out as it must be, holds broken
     images that are not to be skipped, or has another content than `digest` says."""
-    root = Path(os.path.realpath(given(place)))
+    root = Path(os.path.realpath(user_path(place)))
     if not root.is_dir():
-        raise UserError(f"data.root: {shown(place)} is no directory; mend it (a relative path begins in the project)")
+        raise UserError(
+            f"data.root: {format_value(place)} is no directory; mend it (a relative path begins in the project)"
+        )
     parts, classes, listed = listing(root)
     names = [image.name for image in listed]
     looks = list(_look(root, names, show))
@@ -79,7 +81,7 @@ def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: b
     _tell(broken, len(names), skip_broken)
     if (found := _digest(names, looks)) != digest:
         raise UserError(
-            f"data.digest is {digest!r}, but the content of {shown(place)} has {found}; set data.digest: {found}"
+            f"data.digest is {digest!r}, but the content of {format_value(place)} has {found}; set data.digest: {found}"
         )
     channels = 1 if all(look.grey for look in looks if not look.broken) else 3
     splits = {}
@@ -103,7 +105,9 @@ def _look(root: Path, names: list[str], show: bool) -> Iterator[Look]:
                 except decoder.Broken as error:
                     return Look(sha256, False, str(error))
         except OSError as error:
-            raise UserError(f"data.root: {shown(name)} can't be read ({error.strerror}); mend or remove it") from error
+            raise UserError(
+                f"data.root: {format_value(name)} can't be read ({error.strerror}); mend or remove it"
+            ) from error
 
     with ThreadPoolExecutor() as pool, Progress(len(names), "fetch", "image", show) as progress:
         for start in range(0, len(names), TOGETHER):
@@ -114,9 +118,9 @@ def _look(root: Path, names: list[str], show: bool) -> Iterator[Look]:
 
 def _tell(broken: dict[str, str], total: int, skip: bool) -> None:
     for name, reason in broken.items():
-        say(f"fetch: {shown(name)} is broken: {reason}")
+        say(f"fetch: {format_value(name)} is broken: {reason}")
     if broken and not skip:
-        first = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(broken.items())[:NAMED])
+        first = ", ".join(f"{format_value(name)} ({reason})" for name, reason in list(broken.items())[:NAMED])
         more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
         raise UserError(
             f"data.root: {len(broken):,} of {total:,} images are broken: {first}{more}; mend or remove them, or set "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.machine.scratch import NOWHERE, Scratch
+from pipeline.machine.scratch import Scratch
 from pipeline.progress import say
 
 KEPT = 2
@@ -29,15 +29,16 @@ class State(NamedTuple):
 
 
 class Checkpoints:
-    """Those of one training, every so many steps; with `NOWHERE` there are none.
+    """Those of one training, every so many steps.
 
     Args:
-        scratch: where they lie.
+        scratch: where they are written; one without a folder keeps none.
         every: after how many steps; the last one is always kept.
+        section: of params.yaml, for messages.
     """
 
-    def __init__(self, scratch: Scratch = NOWHERE, every: int = 1) -> None:
-        self.scratch, self.every, self.newest = scratch, every, 0
+    def __init__(self, scratch: Scratch, every: int, section: str) -> None:
+        self.scratch, self.every, self.section, self.newest = scratch, every, section, 0
 
     def resume(self, state: State) -> int:
         """Bring `state` to the newest good checkpoint. Returns the steps that are done, 0 where there is none."""
@@ -45,7 +46,7 @@ class Checkpoints:
             if (tensors := self.scratch.read(path)) is not None:
                 _restore(state, tensors)
                 self.newest = int(path.name.split(".")[0].removeprefix("step-"))
-                say(f"{self.scratch.stage}: goes on at step {self.newest}")
+                say(f"{self.scratch.stage}: continues at step {self.newest}")
                 return self.newest
         return 0
 
@@ -70,7 +71,7 @@ class Checkpoints:
 
     def _stopped(self, what: str) -> UserError:
         kept = f"the checkpoint of step {self.newest} stays" if self.newest else "there was no checkpoint yet"
-        return UserError(f"{self.scratch.stage}: {what} ({kept}); lower {self.scratch.stage}.learning_rate")
+        return UserError(f"{self.scratch.stage}: {what} ({kept}); lower {self.section}.learning_rate")
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
@@ -80,8 +81,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
     rows: dict[str, list[list[float | str]]] = {name: [] for name in state.records}  # a tensor's name stands for it
     for name, record in state.records.items():
         for i, row in enumerate(record):
-            found = {f"records/{name}/{i}/{j}": v for j, v in enumerate(row) if isinstance(v, Tensor)}
-            tensors |= found
+            tensors_of_row = {f"records/{name}/{i}/{j}": v for j, v in enumerate(row) if isinstance(v, Tensor)}
+            tensors |= tensors_of_row
             rows[name].append([f"records/{name}/{i}/{j}" if isinstance(v, Tensor) else v for j, v in enumerate(row)])
     tensors["records"] = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
     return tensors
@@ -91,15 +92,17 @@ def _restore(state: State, tensors: dict[str, Tensor]) -> None:
     for name, model in state.models.items():
         model.load_state_dict({k: tensors[f"{name}/{k}"] for k in model.state_dict()})
     parameters = [w for group in state.optimizer.param_groups for w in group["params"]]
-    held: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
             _, i, key = name.split("/")
             like = parameters[int(i)]  # moments lie in memory as their weights do, or rounding differs
-            held.setdefault(int(i), {})[key] = (
+            moments.setdefault(int(i), {})[key] = (
                 torch.empty_like(like).copy_(value) if value.shape == like.shape and value.dim() else value
             )
-    state.optimizer.load_state_dict({"state": held, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
     for name, rows in json.loads(bytes(tensors["records"].numpy())).items():
-        where = parameters[0].device
-        state.records[name][:] = [tuple(tensors[v].to(where) if isinstance(v, str) else v for v in row) for row in rows]
+        device = parameters[0].device
+        state.records[name][:] = [
+            tuple(tensors[v].to(device) if isinstance(v, str) else v for v in row) for row in rows
+        ]

@@ -1,0 +1,68 @@
+"""How a trained velocity is turned into samples: one set of values, and the one function that uses them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lfm.errors import ConfigError
+from lfm.flow.path import ProbPath
+from lfm.sampling.solver import ADAPTIVE, FIXED_STEP, Solution, euler_maruyama, integrate
+
+SOLVERS = (*FIXED_STEP, *ADAPTIVE, "euler_maruyama")
+MOST_STEPS = 10_000
+
+
+class Sampler(NamedTuple):
+    """The values that sampling needs. Raises `ConfigError` by `check`."""
+
+    solver: str = "midpoint"  # one of `SOLVERS`
+    steps: int = 20
+    time_shift: float = 1.0  # above 1: more steps near the noise; below: near the data
+    rtol: float = 1e-5  # tolerances of an adaptive solver
+    atol: float = 1e-6
+    noise_strength: float = 1.0  # of the stochastic equation
+    guidance_scale: float = 1.0  # 1: the conditional model as it is
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide from the first to the second t
+
+    def check(self) -> "Sampler":
+        """These values; raises `ConfigError` that names the one which can't be used."""
+        first, last = self.guidance_interval
+        limits: list[tuple[str, object, bool, str]] = [
+            ("solver", self.solver, self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
+            ("steps", self.steps, _whole(self.steps) and 1 <= self.steps <= MOST_STEPS, f"1 to {MOST_STEPS:,}"),
+            ("time_shift", self.time_shift, 0.01 <= self.time_shift <= 100, "0.01 to 100"),
+            ("rtol", self.rtol, 1e-7 <= self.rtol < 1, "from 1e-7 to below 1"),
+            ("atol", self.atol, 1e-7 <= self.atol < 1, "from 1e-7 to below 1"),
+            ("noise_strength", self.noise_strength, 0 <= self.noise_strength <= 10, "0 to 10"),
+            ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 100, "0 to 100"),
+            ("guidance_interval", [first, last], 0 <= first <= last <= 1, "two rising times from 0 to 1"),
+        ]
+        for name, value, fits, accepted in limits:
+            if not fits:
+                raise ConfigError(f"{name} is {value!r}; accepted: {accepted}")
+        return self
+
+    def __call__(
+        self,
+        velocity: Callable[[Tensor, Tensor], Tensor],
+        path: ProbPath,
+        x0: Tensor,
+        grid: Tensor,
+        noise: Callable[[int], Tensor],
+        at: list[int] | None = None,
+    ) -> Solution:
+        """Noise x0 (B, ...) → states (T, B, ...) at places `at` of the grid, by default at its end alone.
+
+        Args:
+            velocity: (t, x) ↦ dx/dt, already guided.
+            path: what the velocity was trained on; the stochastic equation needs its σ.
+            noise: step ↦ standard normal draws of x0's shape, for the stochastic equation.
+        """
+        if self.solver == "euler_maruyama":
+            return euler_maruyama(velocity, path, x0, grid, noise, self.noise_strength, at)
+        return integrate(velocity, x0, grid, self.solver, at, self.rtol, self.atol)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

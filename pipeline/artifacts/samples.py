@@ -1,0 +1,24 @@
+"""samples.h5: generated images, real ones through the autoencoder, and real ones through their noise."""
+
+from pipeline.artifacts.hdf5 import Format
+
+FORMAT = Format(
+    "lfm-samples/1",
+    {
+        "generated/images": "uint8 test C H W",
+        "generated/labels": "uint8 test",
+        "reconstructed/validation": "uint8 validation C H W",
+        "reconstructed/test": "uint8 test C H W",
+        "trajectories/images": "uint8 times classes C H W",
+        "trajectories/times": "float64 times",
+        "inversion/rows": "int64 classes",
+        "inversion/decoded": "uint8 classes C H W",
+        "inversion/returned": "uint8 classes C H W",
+        "interpolations/images": "uint8 classes between C H W",
+        "transfer/images": "uint8 classes targets C H W",
+        "transfer/targets": "uint8 targets",
+        "progress/images": "uint8 snapshots noises C H W",
+        "progress/steps": "int64 snapshots",
+    },
+    {"nfe": float, "inversion_error": float, "labelled": int, "seed": int, "dataset": str},
+)

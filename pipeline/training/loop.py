@@ -1,0 +1,67 @@
+"""What every training loop shares: resuming, checkpoints, the learning rate's schedule, progress, and stopping what diverges.
+
+The mathematics stays in the stage: it iterates over steps and does the rest itself.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.run import Context
+from pipeline.training.checkpoint import Checkpoints, State
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class Loop:
+    """An iterator over the steps that are left, each 0, 1, 2 … counted from the beginning of the training.
+
+    Args:
+        context: whose scratch folder keeps checkpoints.
+        name: of the section in params.yaml, for messages.
+        state: what the training changes.
+        steps: of the whole training.
+        rate: step ↦ learning rate.
+    """
+
+    def __init__(self, context: Context, name: str, state: State, steps: int, rate: Callable[[int], float]) -> None:
+        self.context, self.state, self.steps, self.rate = context, state, steps, rate
+        self.checkpoints = Checkpoints(context.scratch, context.params.runtime.checkpoint_every, name)
+        self.start = self.checkpoints.resume(state)
+        self.name, self.loss = name, float("nan")
+
+    def __iter__(self) -> Iterator[int]:
+        with self.context.progress(self.steps, self.name, "step") as progress:
+            progress.advance(self.start)
+            for step in range(self.start, self.steps):
+                for group in self.state.optimizer.param_groups:
+                    group["lr"] = self.rate(step)
+                yield step
+                self.checkpoints.keep(self.state, step + 1, self.steps)
+                progress.advance(loss=self.loss)
+
+    def every(self, count: int, done: int) -> bool:
+        """Whether something that comes every `count` steps, and at the end, is due after `done` of them."""
+        return done % count == 0 or done == self.steps
+
+    def checked(self, loss: torch.Tensor, done: int, earlier: list[Any]) -> float:
+        """The loss as a number; raises `UserError` where it is not finite, or far above the first one, which stands second in
+        the first row of `earlier`."""
+        self.loss = self.checkpoints.sound(done, loss.item(), earlier)
+        return self.loss
+
+
+def compiled(function: F, device: torch.device, section: str) -> F:
+    """The function through `torch.compile`, which on a CPU needs a C++ compiler; `section` of params.yaml asked for it."""
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UserError(
+            f"{section}.compile is true, but no C++ compiler (g++, clang++ or $CXX) was found; install one or set "
+            f"{section}.compile: false"
+        )
+    warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
+    return cast(F, torch.compile(function, dynamic=False))
