@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
-	@$(BIN)/python -m stages.demo
+	@$(BIN)/python -m tools.demo
 
 repro: $(STAMP) mend ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
 	@$(BIN)/dvc repro
@@ -49,10 +49,10 @@ torture: $(STAMP) ## 100 kills at random moments, each made good by dvc repro; T
 	@$(BIN)/python -m tests.torture $(TORTURE)
 
 mend: $(STAMP) ## remove records that dvc was killed in the middle of writing, where it can't read them any more
-	@$(BIN)/python -m pipeline.mend
+	@$(BIN)/python -m tools.mend
 
 pictures: ## copy the pictures of the last run to docs/, where the README shows them, and photograph its pages
-	@mkdir -p docs/pictures && cp reports/*.png docs/pictures/
+	@mkdir -p docs/pictures && cp reports/pictures/*.png docs/pictures/
 	@$(SHOOT) --window-size=1280,940 --screenshot=docs/pictures/report.png file://$(CURDIR)/reports/report.html
 	@$(SHOOT) --window-size=1280,545 --screenshot=docs/pictures/sweep.png file://$(CURDIR)/sweeps/report.html
 

@@ -1,84 +1,92 @@
-"""Not a stage of the pipeline: quality against cost, one point a run. `dvc repro sweeps/dvc.yaml` runs them all.
+"""Quality against cost, one point a run. `dvc repro sweeps/dvc.yaml` runs them all.
 
 python -m sweeps.point NAME SOLVER EVALUATIONS GUIDANCE → sweeps/points/NAME.json; "default" stands for what params.yaml says.
 dopri5, which chooses its own evaluations, takes a tolerance in their place.
 """
 
-import sys
+from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
-from lfm.generator import batches, load_generator
-from pipeline.machine.runtime import device
 
 from lfm.evaluation.metrics import frechet_distance
+from lfm.model import LatentFlow
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import load_model
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import AUTOENCODER, CLASSIFIER, FLOW, IMAGES, IMAGES_FORMAT, write_json
+from lfm.sampling.sampler import Sampler
+from pipeline.artifacts import hdf5, images
+from pipeline.artifacts.files import write_json
 from pipeline.errors import UserError
-from pipeline.params import Params, validate_params
-from pipeline.run import run
+from pipeline.run import Context, run
 
+PIPELINE = Path("sweeps/dvc.yaml")
 POINTS = Path("sweeps/points")
 IMAGES_A_POINT = 2000  # a point is compared with other points alone, and they all have as many
 COST = {"euler": 1, "euler_maruyama": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # evaluations a step
 
 
-def changed(p: Params, solver: str, evaluations: str, guidance: str) -> Params:
-    """The parameters of a point, validated."""
-    changes: dict[str, object] = {}
+def changed(default: Sampler, solver: str, evaluations: str, guidance: str) -> Sampler:
+    """The sampler of a point."""
+    sampler = default
     if solver == "dopri5":
-        changes |= {"solver": solver, "rtol": float(evaluations), "atol": float(evaluations) / 10}
+        sampler = sampler._replace(solver=solver, rtol=float(evaluations), atol=float(evaluations) / 10)
     elif solver != "default":
         if solver not in COST or not evaluations.isdigit() or int(evaluations) % COST[solver]:
             raise UserError(
-                f"sweeps/dvc.yaml: solver '{solver}' with {evaluations} evaluations; it must be one of "
-                f"{', '.join(COST)}, with a multiple of what it evaluates a step ({list(COST.values())})"
+                f"{PIPELINE}: solver '{solver}' with {evaluations} evaluations; it must be one of {', '.join(COST)}, with a "
+                f"multiple of what it evaluates a step ({list(COST.values())})"
             )
-        changes |= {"solver": solver, "steps": int(evaluations) // COST[solver]}
-    if guidance != "default":
-        changes["guidance_scale"] = float(guidance)
-    tree = p.model_dump()
-    return validate_params(tree | {"sample": tree["sample"] | changes}, "sweeps/dvc.yaml")
+        sampler = sampler._replace(solver=solver, steps=int(evaluations) // COST[solver])
+    return (sampler if guidance == "default" else sampler._replace(guidance_scale=float(guidance))).check()
 
 
 @torch.inference_mode()
-def features(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
-    where = next(classifier.parameters()).device
-    return torch.cat([classifier.features(to_pixels(x.to(where))).cpu() for x in torch.from_numpy(images).split(500)])
+def features(classifier: Classifier, pictures: np.ndarray) -> torch.Tensor:
+    device = next(classifier.parameters()).device
+    parts = torch.from_numpy(pictures).split(500)
+    return torch.cat([classifier.features(to_pixels(part.to(device))).cpu() for part in parts])
 
 
-def main(p: Params) -> None:
-    name, *words = sys.argv[1:]
-    p = changed(p, *words)
-    generator = load_generator(FLOW, AUTOENCODER, p.sample)
-    classifier = load_model(CLASSIFIER, Classifier).to(device())
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
+def main(words: tuple[str, str, str], name: str, context: Context) -> None:
+    p = context.params.sample
+    model = LatentFlow.from_pretrained(context.input("latent_flow")).to(context.device)
+    sampler = changed(model.sampler, *words)
+    classifier = load_model(context.input("classifier"), Classifier).to(context.device)
+    with hdf5.reading(context.input("images"), images.FORMAT) as file:
         test, labels = (file.read(f"test/{a}") for a in ("images", "labels"))
         real = file.read("validation/images", 0, IMAGES_A_POINT)
-    n, parts, padded = min(IMAGES_A_POINT, len(labels)), [], 0
-    for count, rows in batches(n, p.sample.batch_size):
-        padded += len(rows)
-        parts.append(generator.decode(generator.integrate(rows, labels[rows]).x[-1])[:count])
-    drawn, reference = features(classifier, np.concatenate(parts)), features(classifier, test)
-    with torch.inference_mode():
-        recognised = classifier.head(drawn.to(device())).argmax(1).cpu().numpy()
-    POINTS.mkdir(parents=True, exist_ok=True)
-    write_json(
-        POINTS / f"{name}.json",
-        {
-            "solver": p.sample.solver,
-            "guidance": p.sample.guidance_scale,
-            "evaluations": generator.passes / padded,
-            "fd": frechet_distance(drawn, reference),
-            "fd_validation": frechet_distance(features(classifier, real), reference),
-            "accuracy": 100 * float((recognised == labels[:n]).mean()),
-            "images": n,
-        },
+    n = min(IMAGES_A_POINT, len(labels))
+    drawn = model.sample(
+        labels[:n], seed=p.seed, sampler=sampler, output_type="np", batch_size=p.batch_size, precision=p.precision
     )
+    generated, reference = features(classifier, np.asarray(drawn.images)), features(classifier, test)
+    with torch.inference_mode():
+        recognised = classifier.head(generated.to(context.device)).argmax(1).cpu().numpy()
+    with context.publish(POINTS / f"{name}.json") as part:
+        write_json(
+            part,
+            {
+                "solver": sampler.solver,
+                "guidance": sampler.guidance_scale,
+                "evaluations": drawn.nfe,
+                "fd": frechet_distance(generated, reference),
+                "fd_validation": frechet_distance(features(classifier, real), reference),
+                "accuracy": 100 * float((recognised == labels[:n]).mean()),
+                "images": n,
+            },
+        )
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.argument("solver")
+@click.argument("evaluations")
+@click.argument("guidance")
+def command(name: str, solver: str, evaluations: str, guidance: str) -> None:
+    run(partial(main, (solver, evaluations, guidance), name), "cost", PIPELINE)  # every kind of point has the same deps
 
 
 if __name__ == "__main__":
-    run(main, "sample", of=("sweeps/dvc.yaml", "cost"))  # every kind of point has the same deps
+    command()

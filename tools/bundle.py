@@ -1,57 +1,80 @@
-"""Not a stage: makes lfm/pretrained/NAME from a trained model's folder, float16, with a record of how it was made.
+"""Makes lfm/pretrained/ from what the pipeline trained: float16, with a record of how it was made.
 
-python -m tools.bundle NAME FOLDER, for example: python -m tools.bundle classifier models/classifier
+python -m tools.bundle NAME, for example: python -m tools.bundle classifier
 """
 
 import datetime
 import os
 import platform
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.artifacts.files import PRETRAINED, publishing, read_json, write_json
+from lfm.model import LatentFlow
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import UserError
-from pipeline.params import Params
+from pipeline.machine.publish import replacing
 from pipeline.progress import say
-from pipeline.run import run
+from pipeline.run import ending_in_one_line
 
-KEPT = {
-    "autoencoder": ("config.json", "diffusion_pytorch_model.safetensors", "record.json", "curves.csv"),
-    "classifier": ("config.json", "model.safetensors", "record.json", "curves.csv"),
-    "flow": ("config.json", "model.safetensors", "flow.json", "record.json", "curves.csv", "validation.csv"),
-}
+PRETRAINED = Path("lfm/pretrained")
+FLOW_FILES = ("record.json", "curves.csv", "validation.csv")
 
 
-def main(p: Params) -> None:
-    if len(sys.argv) != 3 or sys.argv[1] not in KEPT:
-        raise UserError(f"usage: python -m tools.bundle NAME FOLDER, NAME one of {', '.join(KEPT)}")
-    name, source = sys.argv[1], Path(sys.argv[2])
-    missing = [file for file in KEPT[name] if not (source / file).is_file()]
-    if missing:
-        raise UserError(f"{source}: holds no {missing[0]}; a trained {name} has {', '.join(KEPT[name])}")
-    target = PRETRAINED / name
-    with publishing(target) as folder:
-        for file in KEPT[name]:
-            if file.endswith(".safetensors"):
-                weights = load_file(source / file)
-                save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / file)
-            else:
-                shutil.copyfile(source / file, folder / file)
-        record = read_json(source / "record.json")
-        record["made"] = {
-            "by": f"python -m stages.{'train' if name == 'flow' else name}, stored as float16 by python -m tools.bundle",
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {'a' if torch.cuda.is_available() else 'no'} GPU",
-            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-        }
-        write_json(folder / "record.json", record)
-    say(f"{target}: {sum(f.stat().st_size for f in target.iterdir()) / 1e6:.2f} MB")
+def made_by(command: str) -> dict[str, Any]:
+    """How and where weights were made."""
+    return {
+        "by": f"{command}, stored as float16 by python -m tools.bundle",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {'a' if torch.cuda.is_available() else 'no'} GPU",
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+
+
+def bundle_classifier(folder: Path) -> None:
+    """models/classifier → lfm/pretrained/classifier."""
+    source = Path("models/classifier")
+    for name in ("config.json", "curves.csv"):
+        shutil.copyfile(source / name, folder / name)
+    weights = load_file(source / "model.safetensors")
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / "model.safetensors"
+    )
+    record = read_json(source / "record.json") | {"made": made_by("python -m stages.classifier")}
+    write_json(folder / "record.json", record)
+
+
+def bundle_mnist(folder: Path) -> None:
+    """models/flow, with the autoencoder and the sampling defaults of models/latent_flow → lfm/pretrained/mnist."""
+    LatentFlow.from_pretrained("models/latent_flow").save_pretrained(folder, torch.float16)
+    for name in FLOW_FILES:
+        shutil.copyfile(Path("models/flow") / name, folder / name)
+    record = read_json(folder / "record.json") | {"made": made_by("python -m stages.train")}
+    write_json(folder / "record.json", record)
+    for name in ("record.json", "curves.csv"):  # of the autoencoder: as it was bundled, or as it was trained now
+        shutil.copyfile(Path("models/autoencoder") / name, folder / "autoencoder" / name)
+
+
+BUNDLES = {"classifier": bundle_classifier, "mnist": bundle_mnist}
+
+
+@click.command(help=__doc__)
+@click.argument("name", type=click.Choice(list(BUNDLES)))
+def main(name: str) -> None:
+    with ending_in_one_line():
+        target = PRETRAINED / name
+        try:
+            with replacing(target) as folder:
+                BUNDLES[name](folder)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: no such file; train with source: train, by `dvc repro`") from error
+        say(f"{target}: {sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

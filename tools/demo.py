@@ -1,4 +1,4 @@
-"""Not a stage: what `make demo` runs. Digits from the bundled flow at once, then the whole pipeline on a small data set."""
+"""What `make demo` runs: digits from the bundled flow at once, then the whole pipeline on a small data set."""
 
 import os
 import subprocess
@@ -6,38 +6,37 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from lfm.generator import load_generator
 
-from pipeline.artifacts.files import METRICS, PRETRAINED, REPORTS
+from lfm.model import LatentFlow
 from pipeline.errors import UserError
+from pipeline.machine.device import device
+from pipeline.machine.publish import replacing
 from pipeline.page.pictures import Picture, sheet
-from pipeline.params import Params
 from pipeline.progress import say
-from pipeline.run import run
+from pipeline.run import ending_in_one_line
 from tools.workspace import make_workspace
 
 DEMO = Path("demo")
 PRESET = Path("presets/digits")
-CLASSES, COLUMNS = 10, 10
+COLUMNS, ZOOM = 10, 2
 
 
-def draw(p: Params) -> Path:
+def draw() -> Path:
     """A grid of digits drawn from noise with the bundled flow, a class a row."""
-    generator = load_generator(PRETRAINED / "flow", PRETRAINED / "autoencoder", p.sample)
-    rows = np.arange(CLASSES * COLUMNS)
-    images = generator.decode(generator.integrate(rows, rows // COLUMNS).x[-1])
+    model = LatentFlow.from_pretrained().to(device())
+    images = np.asarray(model.sample(range(model.classes), COLUMNS, seed=0, output_type="np").images)
+    grid = images.reshape(model.classes, COLUMNS, *images.shape[1:])
     path = DEMO / "mnist_from_noise.png"
-    grid = images.reshape(CLASSES, COLUMNS, *images.shape[1:])
-    sheet(path, Picture("mnist", "Digits from noise", grid, [str(c) for c in range(CLASSES)]), p.report.zoom)
+    with replacing(path) as part:
+        rows = [str(c) for c in range(model.classes)]
+        sheet(part, Picture("mnist", "Digits from noise", grid, rows), ZOOM)
     return path
 
 
-def main(p: Params) -> None:
-    picture = draw(p)
+def main() -> None:
+    picture = draw()
     say(f"MNIST digits drawn from noise by the bundled flow: {picture}\n")
-    say(
-        "Now the whole pipeline on scikit-learn's digits: fetch, autoencoder, encode, classifier, train, sample, evaluate, report"
-    )
+    say("Now the whole pipeline on scikit-learn's digits, from fetch to report:")
     workspace = DEMO / "digits"
     make_workspace(Path(), workspace, PRESET)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DVC_")}
@@ -45,9 +44,10 @@ def main(p: Params) -> None:
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment).returncode:
         raise UserError(f"the demo's pipeline in {workspace} stopped; the lines above say why")
     say("\nDone. To look at:")
-    for path in [picture, workspace / REPORTS / "report.html", workspace / METRICS]:
+    for path in [picture, workspace / "reports/report.html", workspace / "reports/metrics.json"]:
         say(f"  {path}")
 
 
 if __name__ == "__main__":
-    run(main)
+    with ending_in_one_line():
+        main()

@@ -60,10 +60,10 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
 def outs(workspace: Path) -> dict[str, str]:
     """sha256 of every file that a stage makes there."""
     stages = yaml.load((workspace / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for stage in stages.values():
         for out in [*stage["outs"], *(name for entry in stage.get("metrics", []) for name in entry)]:
             path = workspace / out
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    return found
+            digests |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return digests
