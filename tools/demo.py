@@ -27,6 +27,7 @@ def draw(p: Params) -> Path:
     rows = np.arange(CLASSES * COLUMNS)
     images = generator.decode(generator.integrate(rows, rows // COLUMNS).x[-1])
     path = DEMO / "mnist_from_noise.png"
+    DEMO.mkdir(exist_ok=True)
     grid = images.reshape(CLASSES, COLUMNS, *images.shape[1:])
     sheet(path, Picture("mnist", "Digits from noise", grid, [str(c) for c in range(CLASSES)]), p.report.zoom)
     return path

@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.artifacts.files import replacing
-
 PAPER, INK, GAP, MARGIN = 255, 64, 2, 12
 
 
 class Picture(NamedTuple):
-    """Images in rows and columns, and what they show."""
+    """Images in rows and columns, with captions."""
 
     name: str
     title: str
@@ -34,7 +32,7 @@ def strip(images: np.ndarray, zoom: int) -> bytes:
 
 
 def sheet(path: Path, picture: Picture, zoom: int) -> None:
-    """Write a picture as a PNG with its captions; `zoom` is how many pixels of it a pixel of an image is wide."""
+    """Write a picture with its captions as a PNG to `path`; a pixel of an image becomes `zoom` × `zoom` pixels."""
     images, rows, columns = picture.images, picture.rows, picture.columns
     cells = np.moveaxis(images, 2, -1).repeat(zoom, 2).repeat(zoom, 3)  # (R, K, H, W, C)
     r, k, height, width, _ = cells.shape
@@ -56,5 +54,4 @@ def sheet(path: Path, picture: Picture, zoom: int) -> None:
             )
     for j, text in enumerate(columns):
         draw.text((left + j * (width + GAP) + width / 2, top - 4), text, ink, font, anchor="mb")
-    with replacing(path) as part:
-        canvas.save(part, "PNG")
+    canvas.save(path, "PNG")
