@@ -52,7 +52,7 @@ def main(p: Params) -> None:
         images=f"{cost[0]['images']:,}",
         fd_by_evaluations=chart(
             {name: line(rows, "evaluations", "fd") for name, rows in by_solver.items()},
-            "passes through the transformer an image", "Fréchet distance", True, True, True,
+            "transformer passes per image", "Fréchet distance", True, True, True,
             (default["evaluations"], default["fd"]), real,
         ),
         fd_by_guidance=chart(

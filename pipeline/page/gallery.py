@@ -51,7 +51,7 @@ def picture(draw: Callable[[Sources], Picture]) -> Callable[[Sources], Picture]:
 @picture
 def first(s: Sources) -> Picture:
     images = s.samples.read("generated/images", 0, 5 * WIDE)
-    return Picture("random", "Generated, not chosen: the first ones drawn", in_rows(images))
+    return Picture("random", "Uncurated samples: the first ones drawn", in_rows(images))
 
 
 @picture
@@ -59,7 +59,9 @@ def first_by_class(s: Sources) -> Picture:
     members = [np.flatnonzero(s.generated["label"] == label)[:WIDE] for label in s.labels]
     count = min(map(len, members))
     grid = np.stack([take(s.samples, "generated/images", rows[:count]) for rows in members])
-    return Picture("samples", "The first of every class", grid, rows=[s.classes.get(c, str(c)) for c in s.labels])
+    return Picture(
+        "samples", "Uncurated samples: the first of each class", grid, rows=[s.classes.get(c, str(c)) for c in s.labels]
+    )
 
 
 @picture
@@ -72,7 +74,9 @@ def trajectories(s: Sources) -> Picture:
 @picture
 def progress(s: Sources) -> Picture:
     steps = [f"step {step:,}" for step in s.samples.read("progress/steps")]
-    return Picture("progress", "The same noises across the training", s.samples.read("progress/images"), rows=steps)
+    return Picture(
+        "progress", "Samples from the same noise during training", s.samples.read("progress/images"), rows=steps
+    )
 
 
 @picture
@@ -80,7 +84,7 @@ def reconstructions(s: Sources) -> Picture:
     before, after = (f.read(n, 0, 4 * WIDE) for f, n in ((s.images, "test/images"), (s.samples, "reconstructed/test")))
     grid = np.stack([in_rows(before), in_rows(after)], 1).reshape(-1, *in_rows(before).shape[1:])  # in turns
     captions = ["original", "decoded"] * (len(grid) // 2)
-    return Picture("reconstructions", "Real images, and through the autoencoder", grid, captions)
+    return Picture("reconstructions", "Test images and their reconstructions by the autoencoder", grid, captions)
 
 
 @picture
@@ -88,13 +92,13 @@ def inversion(s: Sources) -> Picture:
     originals = take(s.images, "test/images", s.samples.read("inversion/rows"))
     grid = np.stack([originals, *(s.samples.read(f"inversion/{name}") for name in ("decoded", "returned"))])
     captions = ["original", "decoded", "to noise and back"]
-    return Picture("inversion", "Real images, to their noise and back", grid, captions)
+    return Picture("inversion", "Inversion: test images to noise and back", grid, captions)
 
 
 @picture
 def interpolations(s: Sources) -> Picture:
     images = s.samples.read("interpolations/images")
-    return Picture("interpolations", "From one real image to another, through the noise between theirs", images)
+    return Picture("interpolations", "Interpolations between two test images, in the space of noise", images)
 
 
 @picture
@@ -102,7 +106,7 @@ def transfer(s: Sources) -> Picture:
     decoded, images = s.samples.read("inversion/decoded"), s.samples.read("transfer/images")
     labelled = s.samples.attribute("labelled")
     targets = [f"as {target}" if labelled else "again" for target in s.samples.read("transfer/targets")]
-    title = "Class transfer: the noise of a real image, followed with another label"
+    title = "Class transfer: the noise of a test image, integrated with another label"
     return Picture("transfer", title, np.concatenate([decoded[:, None], images], 1), columns=["real", *targets])
 
 
@@ -116,7 +120,7 @@ def certainty(s: Sources) -> Picture:
     extremes = np.stack([np.concatenate([rows[::-1][:n], rows[:n]]) for rows in rising], 1)  # (2 n, classes)
     grid = np.stack([take(s.samples, "generated/images", rows) for rows in extremes])
     captions = [caption for name in ("most", "least") for caption in (name, *[""] * (n - 1))]
-    title = "The classifier is most and least certain of these"
+    title = "Samples that the classifier is most and least certain of"
     return Picture("certainty", title, grid, rows=captions, columns=[str(c) for c in s.labels])
 
 
@@ -128,7 +132,7 @@ def neighbours(s: Sources) -> Picture:
         closest = np.argsort(table["distance"], kind="stable")[:WIDE]
         grid += [take(file, name, closest), take(s.images, "train/images", table["nearest_training"][closest])]
     captions = ["generated", "training", "test", "training"]
-    return Picture("neighbours", "Nearest to a training image, in pixels", np.stack(grid), rows=captions)
+    return Picture("neighbours", "Images nearest to a training image, in pixel space", np.stack(grid), rows=captions)
 
 
 def in_rows(images: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline.params import Params
 METRICS = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
 THINGS = {"mnist": "digits", "digits": "digits"}
 COMPARED = {
-    "validation": "validation (the floor)",
+    "validation": "validation (reference)",
     "reconstructed": "reconstructed",
     "generated": "generated",
     "generated_reconstructed": "generated, against reconstructed",
@@ -83,10 +83,10 @@ def overview(metrics: dict[str, Any]) -> Rows:
     accuracy = f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels"
     return [
         (f"Fréchet distance, ±\u00a0{SDS * metrics['fd_generated_sd']:.4f} (2 sd)", f"{metrics['fd_generated']:.4f}"),
-        ("times the floor, which real images give", f"{metrics['fd_generated_vs_floor']:.2f}"),
-        (f"labels recognised; of test images {metrics['accuracy_test']:.2f} %", accuracy),
+        ("times the reference (validation against test images)", f"{metrics['fd_generated_vs_floor']:.2f}"),
+        (f"labels recognised by the classifier (test images: {metrics['accuracy_test']:.2f} %)", accuracy),
         ("reconstruction PSNR", f"{metrics['psnr']:.2f} dB"),
-        ("function evaluations an image", f"{metrics['nfe']:g}"),
+        ("function evaluations per image (NFE)", f"{metrics['nfe']:g}"),
         ("bits per latent dimension", f"{metrics['bits_per_dim']:.3f}".replace("-", "−")),
     ]
 
