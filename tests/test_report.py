@@ -135,9 +135,6 @@ def test_a_chart_has_labels_inside_it_and_distinct_lines(view: Any) -> None:
         assert len(set(values)) == len(names)
 
 
-# --- sweeps ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("stage", "module"), [("cost", "sweeps.point"), ("report", "sweeps.report")])
 def test_deps_of_a_sweep_are_what_it_imports(stage: str, module: str) -> None:
     graph = grimp.build_graph("lfm", "pipeline", "stages", "sweeps", cache_dir=None)
