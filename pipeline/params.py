@@ -1,16 +1,17 @@
-"""`params.yaml`, validated: every key there, none too many, each of the right type and in range.
+"""`params.yaml`, validated: no key missing or unknown, each value of the right type and in range.
 
 Values live in `params.yaml` alone: there are no defaults here, and nothing is transformed.
 """
 
-import re
 import reprlib
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from pipeline.errors import UserError
 
@@ -28,12 +29,25 @@ def _a_fold(value: int) -> int:
     return value
 
 
+def one_of(registry: str) -> Any:
+    """The type of a name in a registry, "module:NAME". It is imported when a value is validated, so it may import this module."""
+
+    def check(name: Any) -> str:
+        names = list(resolve_name(registry))
+        if not isinstance(name, str) or name not in names:
+            quoted = [repr(n) for n in names]
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(quoted[:-1])} or {quoted[-1]}"})
+        return name
+
+    return Annotated[str, PlainValidator(check)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataParams(_Section):
-    dataset: Literal["mnist", "fashion_mnist", "kmnist", "digits", "folder"]
+    dataset: one_of("pipeline.sources.datasets:DATASETS")  # type: ignore[valid-type]
     seed: Seed
     root: Annotated[str, Field(min_length=1)] | None
     digest: str | None
@@ -41,9 +55,11 @@ class DataParams(_Section):
     skip_broken: bool
 
     @model_validator(mode="after")
-    def _folder_is_named(self) -> Self:
+    def _folder_has_a_root(self) -> Self:
         if self.dataset == "folder" and self.root is None:
-            raise ValueError("root is None, and dataset is 'folder'; name a directory that holds a sub-folder a class")
+            raise ValueError(
+                "root is None, and dataset is 'folder'; name a directory that holds one sub-folder for each class"
+            )
         return self
 
 
@@ -216,51 +232,45 @@ class Params(_Section):
         return self
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's floats, so that `1e-5` is a number, and without keys given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice}' stands twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
+def load_yaml(text: str) -> Any:
+    """YAML as DVC reads it, with the same library: YAML 1.2, a key given twice is an error."""
+    return YAML(typ="safe").load(text)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+class _Loader:
+    """`load_yaml` for `yaml.load(text, Loader)`."""
 
-# What pydantic says, and how we say it.
-WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", " after validation": ""}
+    def __init__(self, text: str) -> None:
+        self.get_single_data, self.dispose = lambda: load_yaml(text), lambda: None
+
+
+Loader: Any = _Loader
 
 
 def load_params(path: Path) -> Params:
     """Read and validate a `params.yaml`. Raises `UserError` that names the file, the key and its value."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
-    except Exception as error:  # PyYAML raises half a dozen kinds for bad tags, and RecursionError
+    except Exception as error:  # ruamel.yaml raises many kinds for bad tags, and RecursionError
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+        if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+            reason = f"line {error.problem_mark.line + 1}: {' '.join(error.problem.split())}"
+        raise UserError(f"{path}: not readable as YAML ({reason}); fix that line") from error
     return validate_params(tree, str(path))
 
 
 def validate_params(tree: Any, origin: str) -> Params:
     """Validate parameters that are already loaded; `origin` is named in errors."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {shown(tree)}")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
 
 
-def shown(value: object) -> str:
-    """A value as an error shows it: on one line, and not longer than a line may be."""
+def format_value(value: object) -> str:
+    """A value for an error message: on one line, and shortened if it is long."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, 100, 100
     try:
@@ -269,23 +279,19 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} too long to show"
 
 
+shown = format_value  # its former name
+
+
 def _describe(error: Any) -> str:
     """One pydantic error as a line: key, value, what is accepted."""
-    key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else shown(p) for p in error["loc"])
+    key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else format_value(p) for p in error["loc"])
     key = key.partition(".list[")[0].partition(".constrained-")[0]  # a branch of a union
-    if error["type"] == "invalid_key":
-        return f"key {shown(error['input'])} is no text; mend it"
-    if error["type"] in ("model_type", "dict_type"):
-        return f"{key} is {shown(error['input'])}; it must be a section of keys"
-    if error["type"] == "missing":
-        return f"{key} is missing; add it (`git diff params.yaml` shows what was removed)"
+    if error["type"] == "value_error":  # of a section, in words that name the key
+        return f"{key}.{error['ctx']['error']}".removeprefix(".")
+    value = "" if error["type"] == "missing" else f" is {format_value(error['input'])}"
+    accepted = error["msg"]
     if error["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(error["loc"][0]))
         model = section.annotation if section and len(error["loc"]) > 1 else Params
-        return f"{key} is not a known key; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
-    if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}".removeprefix(".")
-    accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
-    for words, ours in WORDS.items():
-        accepted = accepted.replace(words, ours)
-    return f"{key} is {shown(error['input'])}; {accepted}"
+        accepted += f"; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
+    return f"{key}{value}: {accepted}".lstrip()

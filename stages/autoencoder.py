@@ -14,6 +14,7 @@ from lfm.flow.schedule import warmup_cosine
 from lfm.nets import autoencoder
 from lfm.nets.augment import shifted
 from lfm.nets.autoencoder import ImageAutoencoder
+from pipeline import hub
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.bundled import check_bundled
 from pipeline.artifacts.files import (
@@ -33,7 +34,6 @@ from pipeline.machine.runtime import compiled, device, precision
 from pipeline.params import AutoencoderParams, Params
 from pipeline.progress import Progress, say
 from pipeline.run import run
-from pipeline.sources import hub
 from pipeline.training import order
 from pipeline.training.checkpoint import Checkpoints, State
 
