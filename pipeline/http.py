@@ -100,13 +100,12 @@ def public(url: str) -> str:
 CERTIFICATES = "name the file of your certificate authority in REQUESTS_CA_BUNDLE or SSL_CERT_FILE"
 CAUSES: tuple[tuple[Any, str], ...] = (
     (ssl.SSLCertVerificationError, f"its certificate is not trusted; {CERTIFICATES}"),
-    (ssl.SSLError, "no secure connection is possible; is it https?"),
+    (ssl.SSLError, "no secure connection (TLS); check that the address should begin with https"),
     ((requests.exceptions.ProxyError, exceptions.ProxyError), "the proxy does not answer; check HTTPS_PROXY and HTTP_PROXY"),
     ((socket.gaierror, exceptions.NameResolutionError), "its host name is unknown"),
     ((exceptions.NewConnectionError, ConnectionRefusedError), "no connection"),
     ((requests.Timeout, exceptions.TimeoutError, TimeoutError), f"no answer in {TIMEOUT_S} s"),
     ((exceptions.ProtocolError, http.client.HTTPException, ConnectionError), "the connection broke"),
-    (requests.TooManyRedirects, "too many redirects"),
     (exceptions.InvalidHeader, "its headers contradict each other"),
     ((ValueError, exceptions.LocationValueError), "no valid address, or a redirect to one that is none"),
     (requests.ConnectionError, "no connection"),
@@ -118,6 +117,8 @@ def reason(error: BaseException) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 407 or "Tunnel connection failed: 407" in str(error):
         return "the proxy asks for a user name and password (407); put them into HTTPS_PROXY or HTTP_PROXY"
+    if isinstance(error, requests.TooManyRedirects):
+        return "too many redirects"
     if status is not None:
         return f"the server answered {status}"
     causes = _causes(error)

@@ -266,7 +266,7 @@ def validate_params(tree: Any, origin: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
+        raise UserError(f"{origin}{_describe(error.errors()[0])}") from error
 
 
 def format_value(value: object) -> str:
@@ -287,11 +287,11 @@ def _describe(error: Any) -> str:
     key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else format_value(p) for p in error["loc"])
     key = key.partition(".list[")[0].partition(".constrained-")[0]  # a branch of a union
     if error["type"] == "value_error":  # of a section, in words that name the key
-        return f"{key}.{error['ctx']['error']}".removeprefix(".")
+        return f": {key}.{error['ctx']['error']}".replace(": .", ": ", 1)
     value = "" if error["type"] == "missing" else f" is {format_value(error['input'])}"
     accepted = error["msg"]
     if error["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(error["loc"][0]))
         model = section.annotation if section and len(error["loc"]) > 1 else Params
         accepted += f"; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
-    return f"{key}{value}: {accepted}".lstrip()
+    return f"{f': {key}' if key else ''}{value}: {accepted}"

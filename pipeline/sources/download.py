@@ -44,8 +44,9 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
     also be unpacked or packed again. Raises `UserError` that names the file, what each place answered, and the ways out.
     """
     mirror, answers = os.environ.get(MIRROR, ""), []
-    own = _read(file, mirror, (f"{file.dataset}/", "", f"{file.folder}/raw/"), show) if mirror else ()
-    for place, data in itertools.chain(own, *(_read(file, url, ("",), show) for url in publishers)):
+    names, folders = (file.name, file.name.removesuffix(".gz")), (f"{file.dataset}/", "", f"{file.folder}/raw/")
+    own = _read(file, mirror, [folder + name for folder in folders for name in names], show) if mirror else ()
+    for place, data in itertools.chain(own, *(_read(file, url, [file.name], show) for url in publishers)):
         if isinstance(data, bytes):
             if (content := file.content(data)) is not None:
                 return content
@@ -59,23 +60,22 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
     )
 
 
-def _read(file: Published, mirror: str, folders: Iterable[str], show: bool) -> Iterator[tuple[str, bytes | str]]:
-    """What may be the file, at the places of a mirror: each place with its data, or with why it has none."""
+def _read(file: Published, mirror: str, paths: Iterable[str], show: bool) -> Iterator[tuple[str, bytes | str]]:
+    """The places in a mirror where the file may be, each with its data or with the reason why there is none."""
     scheme, _, rest = mirror.partition(":")
     if scheme.lower() not in ("http", "https"):
         yield from _in_directory(file, url2pathname(urlsplit(rest).path) if scheme.lower() == "file" else mirror)
         return
-    for folder in folders:
-        for name in (file.name, file.name.removesuffix(".gz")):
-            url = mirror
-            try:
-                parts = urlsplit(mirror)
-                url = parts._replace(path=f"{parts.path.rstrip('/')}/{folder}{name}").geturl()
-                yield http.public(url), http.get(url, name, idx.LARGEST, show)
-            except http.ERRORS as error:
-                yield http.public(url), http.reason(error)
-                if getattr(error, "response", None) is None:  # no answer: do not wait for it at every place
-                    return
+    for path in paths:
+        url = mirror
+        try:
+            parts = urlsplit(mirror)
+            url = parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl()
+            yield http.public(url), http.get(url, file.name, idx.LARGEST, show)
+        except http.ERRORS as error:
+            yield http.public(url), http.reason(error)
+            if getattr(getattr(error, "response", None), "status_code", None) not in (403, 404, 410):
+                return  # the other places would give the same answer, after the same wait
 
 
 def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | str]]:
@@ -98,9 +98,9 @@ def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | s
                     yield str(other), data
             seen = [f.name for f in files]
             more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
-            yield str(folder), f"in none of its files ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files"
+            yield str(folder), f"none of its files is it ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files"
     except (OSError, ValueError, RuntimeError) as error:  # a user's home that does not exist, a NUL in the name
-        yield mirror, " ".join(str(getattr(error, "strerror", None) or error).split())
+        yield mirror, " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
 
 
 def _is_packed_or_idx(path: Path) -> bool:

@@ -29,7 +29,9 @@ def unpack(name: str, data: bytes) -> bytes:
 def parse(name: str, content: bytes) -> np.ndarray:
     """The array in an unpacked file: magic, big-endian sizes, values."""
     if len(content) < 4 or not content.startswith(MAGIC):
-        raise UserError(f"{name}: starts with {content[:4].hex(' ')}, not with the IDX magic 00 00 08; fetch it again")
+        raise UserError(
+            f"{name}: starts with '{content[:4].hex(' ')}', not with the IDX magic 00 00 08; fetch it again"
+        )
     rank = content[3]
     shape = np.frombuffer(content, ">u4", rank, offset=4) if len(content) >= 4 + 4 * rank else np.zeros(0)
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
