@@ -256,6 +256,7 @@ ERRORS: dict[str, Case] = {
     "download, certificate": raised(requests.exceptions.SSLError(ssl.SSLCertVerificationError(1, "self-signed"))),
     "download, HTTPS through a proxy that wants a password": raised(
         requests.exceptions.ProxyError("Tunnel connection failed: 407 Proxy Authentication Required")),
+    "mirror, FTP": from_mirror("ftp://user:s3cret@host/a"),
     "mirror, no directory": from_mirror("none"),
     "mirror, a file": from_mirror("a.gz", {"a.gz": PACKED}),
     "mirror, empty": from_mirror("."),

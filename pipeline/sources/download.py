@@ -62,9 +62,12 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
 
 def _read(file: Published, mirror: str, paths: Iterable[str], show: bool) -> Iterator[tuple[str, bytes | str]]:
     """The places in a mirror where the file may be, each with its data or with the reason why there is none."""
-    scheme, _, rest = mirror.partition(":")
+    scheme, colon, rest = mirror.partition("://")
+    if not colon or scheme.lower() == "file":
+        yield from _in_directory(file, url2pathname(urlsplit("//" + rest).path) if colon else mirror)
+        return
     if scheme.lower() not in ("http", "https"):
-        yield from _in_directory(file, url2pathname(urlsplit(rest).path) if scheme.lower() == "file" else mirror)
+        yield http.public(mirror), "neither http, https nor file"
         return
     for path in paths:
         url = mirror
@@ -98,7 +101,10 @@ def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | s
                     yield str(other), data
             seen = [f.name for f in files]
             more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
-            yield str(folder), f"none of its files is it ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files"
+            yield (
+                str(folder),
+                f"none of its files is it ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files",
+            )
     except (OSError, ValueError, RuntimeError) as error:  # a user's home that does not exist, a NUL in the name
         yield mirror, " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
 
