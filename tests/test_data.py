@@ -266,7 +266,9 @@ ERRORS: dict[str, Case] = {
     "folder, pipe": of("'disc/x.png'", lambda root: os.mkfifo(root / "disc/x.png")),
     "folder, loop": of("'loop/disc'", link("loop", ".")),
     "folder, nested": of("'disc/small'", lambda root: (root / "disc/small").mkdir()),
-    "folder, one class": of("data.root", lambda root: [shutil.rmtree(root / name) for name in ("line", "disc")]),
+    "folder, one class": of(
+        "data.root", lambda root: [shutil.move(root / name, root.parent) for name in ("line", "disc")]
+    ),
     "folder, odd name": of("'a\\nb'", lambda root: (root / "a\nb").mkdir()),
     "folder, beside train": of("'disc'", splits("train", "test")),
     "folder, training and testing": of("'training'", splits("training", "testing")),

@@ -91,16 +91,18 @@ def test_mnist_of_the_mirror_is_found_unpacked_and_renamed(mirror: str, scene: S
         put(scene.tmp / f"MNIST/raw/{i}", gzip.decompress(packed.read_bytes()))
     scene.patch.setenv("LFM_MIRROR", str(scene.tmp))
     again = DATASETS["mnist"](p, False)
-    assert np.array_equal(whole.train.images, again.train.images) and np.array_equal(
-        whole.test.labels, again.test.labels
-    )
+    assert np.array_equal(whole.train.images, again.train.images)
+    assert np.array_equal(whole.test.labels, again.test.labels)
 
 
 # --- HTTP --------------------------------------------------------------------------------------------------------------
 
 
-def test_bytes_are_taken_as_sent_whatever_content_encoding_says(server: Server) -> None:
-    server.answer = lambda request: send(request, 200, PACKED, Content_Encoding="gzip")
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bytes_are_taken_as_sent_whatever_content_encoding_says(server: Server, chunked: bool) -> None:
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(PACKED), PACKED) if chunked else PACKED
+    headers = {"Content_Length": "", "Transfer_Encoding": "chunked"} if chunked else {}
+    server.answer = lambda request: send(request, 200, body, Content_Encoding="gzip", **headers)
     assert fetch(FILE, [server.address], False) == CONTENT
 
 
