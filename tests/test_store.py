@@ -66,7 +66,11 @@ def test_batches_from_memory_and_streamed_are_the_same_bits(latents: Path, small
         whole, streamed = (opened(file, "train", scale, torch.device("cpu"), mb) for mb in (1, 0))
         assert isinstance(whole, Latents) and isinstance(streamed, Streamed)
         assert whole.shape == streamed.shape == (2, 3, 3) and len(whole) == len(streamed) == 150
-        for step in (*range(12), 3, 40):  # from window to window, into new epochs, back, and far ahead, as a resumed one
+        for step in (
+            *range(12),
+            3,
+            40,
+        ):  # from window to window, into new epochs, back, and far ahead, as a resumed one
             a, b = whole.batch(5, step, 40), streamed.batch(5, step, 40)
             assert torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std) and torch.equal(a.labels, b.labels)
             assert torch.equal(a.labels, order.batch_rows(5, step, 40, 150))
