@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from pipeline.artifacts.files import read_json, replacing, write_csv
-from pipeline.page.charts import chart
-from pipeline.page.html import cards, page, titled
+from pipeline.page.charts import Line, chart
+from pipeline.page.html import page
 from pipeline.params import Loader, Params
 from pipeline.run import run
 
@@ -21,15 +21,16 @@ KEYS = {
 
 
 def points(*stages: str) -> dict[str, dict[str, Any]]:
-    """Name → figures of the points that these stages of sweeps/dvc.yaml make: DVC leaves there what they made once."""
-    known, found = yaml.load((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"], {}
-    for stage in (known[name] for name in stages):
+    """Name → figures of the points of these stages of sweeps/dvc.yaml alone: sweeps/points also holds older ones."""
+    matrices = yaml.load((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
+    figures = {}
+    for stage in (matrices[name] for name in stages):
         for values in itertools.product(*stage["matrix"].values()):
             path = stage["outs"][0]
             for key, value in zip(stage["matrix"], values, strict=True):
                 path = path.replace(f"${{item.{key}}}", str(value))
-            found[Path(path).stem] = read_json(Path(path), **KEYS)
-    return found
+            figures[Path(path).stem] = read_json(Path(path), **KEYS)
+    return figures
 
 
 def main(p: Params) -> None:
@@ -40,36 +41,31 @@ def main(p: Params) -> None:
     columns = [*KEYS, "default"]
     for name, rows in (("cost", cost), ("guidance", guidance)):
         write_csv(SWEEPS / f"{name}.csv", columns, ([q[key] for key in columns] for q in rows))
-    solvers = {q["solver"]: [r for r in cost if r["solver"] == q["solver"]] for q in cost}
-    lines = {name: ([q["evaluations"] for q in rows], [q["fd"] for q in rows]) for name, rows in solvers.items()}
-    images = cost[0]["images"]
-    scales, real = [q["guidance"] for q in guidance], ("real images", cost[0]["fd_validation"])
+    real = ("real images", cost[0]["fd_validation"])
 
-    def ring(x: str, y: str) -> tuple[float, float]:
-        return default[x], default[y]
+    def line(rows: list[dict[str, Any]], x: str, y: str) -> Line:
+        return [q[x] for q in rows], [q[y] for q in rows]
 
-    body = [
-        "<h1>Quality against cost</h1>",
-        f'<p class="soft">{images:,} images a point: a sample this small adds to every distance, to that of real '
-        "images too. The ring is the default.</p>",
-        cards(
-            titled("Fréchet distance against function evaluations", chart(
-                lines, "passes through the transformer an image", "Fréchet distance", True, True, True,
-                ring("evaluations", "fd"), real,
-            )),
-            titled("Fréchet distance against guidance", chart(
-                {"distance": (scales, [q["fd"] for q in guidance])}, "guidance scale", "Fréchet distance",
-                marks=True, marked=ring("guidance", "fd"), level=real,
-            )),
-            titled("Accuracy against guidance", chart(
-                {"accuracy": (scales, [q["accuracy"] for q in guidance])}, "guidance scale", "percent recognised",
-                marks=True, marked=ring("guidance", "accuracy"),
-            )),
-            kind="three",
+    by_solver = {q["solver"]: [r for r in cost if r["solver"] == q["solver"]] for q in cost}
+    html = page(
+        "sweep",
+        images=f"{cost[0]['images']:,}",
+        fd_by_evaluations=chart(
+            {name: line(rows, "evaluations", "fd") for name, rows in by_solver.items()},
+            "transformer passes per image", "Fréchet distance", True, True, True,
+            (default["evaluations"], default["fd"]), real,
         ),
-    ]  # fmt: skip
+        fd_by_guidance=chart(
+            {"distance": line(guidance, "guidance", "fd")}, "guidance scale", "Fréchet distance",
+            marks=True, marked=(default["guidance"], default["fd"]), level=real,
+        ),
+        accuracy_by_guidance=chart(
+            {"accuracy": line(guidance, "guidance", "accuracy")}, "guidance scale", "percent recognised",
+            marks=True, marked=(default["guidance"], default["accuracy"]),
+        ),
+    )  # fmt: skip
     with replacing(SWEEPS / "report.html") as part:
-        part.write_text(page("lfm: quality against cost", body), encoding="utf-8")
+        part.write_text(html, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -350,13 +350,13 @@ def test_names_that_are_not_of_all_classes_are_told(folder: Path, monkeypatch: p
     monkeypatch.chdir(folder.parent)
     fetch.main(of_folder(folder))
     with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
-        assert gallery.named(file) == {0: "0 disc", 1: "1 line", 2: "2 square"}
+        assert gallery.class_names(file, IMAGES) == {0: "0 disc", 1: "1 line", 2: "2 square"}
         file.attributes["class_names"] = "disc"
         with pytest.raises(UserError) as error:
-            gallery.named(file)
+            gallery.class_names(file, IMAGES)
         assert str(error.value) == "data/images.h5: names 1 of 3 classes; delete it and run `dvc repro`"
         del file.attributes["class_names"]
-        assert gallery.named(file) == {0: "0", 1: "1", 2: "2"}
+        assert gallery.class_names(file, IMAGES) == {0: "0", 1: "1", 2: "2"}
     with h5py.File(IMAGES, "a") as raw:
         raw.attrs["class_names"] = 3
     with (

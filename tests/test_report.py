@@ -1,4 +1,4 @@
-"""The page, in a browser: nothing missing, nothing complained about, nothing wider than the screen, in light and dark."""
+"""The report in a browser, light and dark, on phone and desk: complete, self-contained, not wider than the screen."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grimp
 import h5py
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ import yaml
 from pipeline.artifacts.files import read_csv
 from pipeline.errors import UserError
 from pipeline.page.charts import chart
-from pipeline.page.html import cards, figure, page, table
+from pipeline.page.gallery import GALLERY
+from pipeline.page.html import ENVIRONMENT, page
 from pipeline.page.pictures import Picture, strip
 from pipeline.params import load_params
 from stages import evaluate, report
 from sweeps.point import changed
 from tests.conftest import ROOT, command
-from tests.test_pipeline import modules
+from tests.test_pipeline import EXEMPT
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -32,7 +34,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if not CHROMIUM.is_file():
-        pytest.skip(f"{CHROMIUM} is not there: the page's test needs Debian's chromium (apt-get install chromium)")
+        pytest.skip(f"{CHROMIUM} is missing; the tests of the page need it (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -41,82 +43,86 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def test_a_model_without_labels_is_not_measured_by_them(
+@pytest.fixture(params=[f"{width} {scheme}" for width in (390, 1280) for scheme in ("light", "dark")])
+def view(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An empty page of the browser on a phone and on a desk, light and dark."""
+    width, scheme = request.param.split()
+    opened = browser.new_page(viewport={"width": int(width), "height": 900}, color_scheme=scheme)
+    yield opened
+    opened.close()
+
+
+def test_without_labels_and_with_names_that_hold_markup(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "copy"
+    copy, name = tmp_path / "copy", "<script>'\"&"
     shutil.copytree(tiny, copy, ignore=shutil.ignore_patterns(".dvc"))
-    with h5py.File(copy / "data/samples.h5", "r+") as samples:
-        samples.attrs["labelled"] = 0
+    with h5py.File(copy / "data/images.h5", "r+") as images, h5py.File(copy / "data/samples.h5", "r+") as samples:
+        images.attrs.update({"dataset": name, "class_names": "\n".join([name] * int(images.attrs["classes"]))})
+        samples.attrs.update({"dataset": name, "labelled": 0})
     monkeypatch.chdir(copy)
     for stage in (evaluate, report):
         stage.main(load_params(Path("params.yaml")))
+    text = Path("reports/report.html").read_text(encoding="utf-8")
     assert "accuracy_generated" not in json.loads(Path("reports/metrics.json").read_text())
-    assert "accuracy" not in read_csv(Path("reports/conditions.csv"))["name"]
-    assert "no labels" in Path("reports/report.html").read_text()
+    assert "accuracy" not in read_csv(Path("reports/tables/conditions.csv"))["name"] and "no labels" in text
+    assert "<script" not in text and text.count("&lt;script&gt;&#39;&#34;&amp;") > 10
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
-def test_the_page_shows_everything_without_a_network(tiny: Path, browser: Any, width: int, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto((tiny / "reports/report.html").as_uri())
-    assert said == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    found = page.evaluate("""() => ({
-        pictures: document.images.length, broken: [...document.images].filter(i => !i.naturalWidth).length,
-        wide: document.documentElement.scrollWidth, charts: document.querySelectorAll("svg").length,
+def test_the_page_is_complete_without_a_network(tiny: Path, view: Any) -> None:
+    complaints: list[str] = []
+    requests: list[str] = []
+    view.on("console", lambda message: complaints.append(message.text))
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("request", lambda request: requests.append(request.url))
+    view.goto((tiny / "reports/report.html").as_uri())
+    assert complaints == [] and all(url.startswith(("file:", "data:")) for url in requests)
+    seen = view.evaluate("""() => ({
+        images: document.images.length, broken: [...document.images].filter(i => !i.naturalWidth || !i.alt).length,
+        width: document.documentElement.scrollWidth, charts: document.querySelectorAll("svg").length,
         scrolling: [...document.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth).length,
-        dead: [...document.querySelectorAll("a")].filter(a => !document.querySelector(a.hash)).length,
+        links: [...document.querySelectorAll("a")].map(a => a.hash.slice(1)),
+        headings: [...document.querySelectorAll("h2")].map(h => h.id),
+        dark: matchMedia("(prefers-color-scheme: dark)").matches,
         paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
     })""")
-    page.close()
-    assert found["pictures"] > 30 and found["broken"] == 0 and found["charts"] == 3
-    assert found["wide"] == width and found["dead"] == 0
-    assert found["scrolling"] == (width == 390)  # of all tables the one of four rows alone, on a phone
-    brightness = [sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("paper", "ink")]
-    assert (brightness[0] > brightness[1]) == (scheme == "light") and abs(brightness[0] - brightness[1]) > 400
+    assert seen["images"] > 30 and seen["broken"] == 0 and seen["charts"] == 3
+    assert seen["width"] == view.viewport_size["width"] and seen["links"] == seen["headings"]
+    assert seen["scrolling"] == (seen["width"] == 390)  # the widest table, on a phone
+    brightness = [sum(map(int, re.findall(r"\d+", seen[name])[:3])) for name in ("paper", "ink")]
+    assert (brightness[0] - brightness[1]) * (-1 if seen["dark"] else 1) > 400
 
 
-def test_the_page_holds_every_part(tiny: Path) -> None:
+def test_the_page_has_every_part(tiny: Path) -> None:
     text = (tiny / "reports/report.html").read_text(encoding="utf-8")
-    for part in ("One generated image of each class", "conditions of indistinguishable", "Four rows",
-                 "From noise to image", "Nearest to a training image", "Real images, and through the autoencoder",
-                 "most and least certain", "asked for, and recognised as",
-                 "guidance_scale 1.5", "revision null", "sha256", "scikit-learn"):  # fmt: skip
+    for part in ("One generated image of each class", "validation (reference)", "From noise to image",
+                 "Confusion matrix", "guidance_scale 1.5", "revision null", "sha256", "scikit-learn"):  # fmt: skip
         assert part in text
-    ruler = hashlib.sha256((tiny / "models/classifier/model.safetensors").read_bytes()).hexdigest()
-    assert ruler in text and f"(sha256 {ruler[:12]}…" in text  # beside the figures too
+    assert len(list((tiny / "reports/pictures").glob("*.png"))) == len(GALLERY)
+    classifier = hashlib.sha256((tiny / "models/classifier/model.safetensors").read_bytes()).hexdigest()
+    assert classifier in text and f"{classifier[:12]}…" in text  # beside the figures too
     assert "<script" not in text and "://" not in text
 
 
 def test_parts_of_the_page() -> None:
-    assert "&lt;b&gt;" in table(("<b>",), [("✓ 1\nsmall",)]) and "<small>small</small>" in table((), [("a\nsmall",)])
-    picture = Picture("x", "A title", np.zeros((2, 3, 1, 4, 4), np.uint8), rows=["a", "b"])
-    assert figure(picture, 1).count("<img ") == 2 and strip(picture.images[0], 2) == strip(picture.images[1], 2)
+    parts: Any = ENVIRONMENT.get_template("parts.html.j2").module
+    row = '<td class="good">✓ 1<small>2</small></td><td class="bad">✗</td><td></td>'
+    assert row in parts.table([("✓ 1\n2", "✗", "")])
+    picture = Picture("x", "A title", np.zeros((2, 3, 1, 4, 4), np.uint8))
+    assert parts.figure(picture, 1).count("<img ") == 2 and strip(picture.images[0], 2) == strip(picture.images[1], 2)
     svg = chart({"a": ([1, 10, 100], [0.01, 0.1, 1]), "b": ([1], [1])}, "x", "y", log_x=True, log_y=True, marks=True)
     assert svg.count("<circle") == 4 and "legend" in svg and "nan" not in svg
     assert "nan" not in chart({"flat": ([0, 1], [2, 2])}, "x", "y")
 
 
-SOLVERS = ("dopri5", "euler", "euler_maruyama", "heun", "midpoint", "rk4")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
-def test_a_chart_is_labelled_and_nothing_of_it_is_cut_off_or_alike(browser: Any, width: int, scheme: str) -> None:
-    lines = {name: ([5.0, 50_000.0], [0.0001, 0.5 + i]) for i, name in enumerate(SOLVERS)}
-    svg = chart(lines, "passes through the transformer an image", "Fréchet distance", True, True, True, (50.0, 0.2),
+def test_a_chart_has_labels_inside_it_and_distinct_lines(view: Any) -> None:
+    names = ("dopri5", "euler", "euler_maruyama", "heun", "midpoint", "rk4")
+    lines = {name: ([5.0, 50_000.0], [0.0001, 0.5 + i]) for i, name in enumerate(names)}
+    svg = chart(lines, "transformer passes per image", "Fréchet distance", True, True, True, (50.0, 0.2),
                 ("real images", 0.0001))  # fmt: skip
-    assert all(f">{text}</text>" in svg for text in (*SOLVERS, "Fréchet distance", "real images"))
-    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    opened.set_content(page("x", [cards(svg)]))
-    found = opened.evaluate("""() => ({
+    assert all(f">{text}</text>" in svg for text in (*names, "Fréchet distance", "real images"))
+    view.set_content(page("sweep", images="2,000", fd_by_evaluations=svg, fd_by_guidance="", accuracy_by_guidance=""))
+    seen = view.evaluate("""() => ({
         outside: [...document.querySelectorAll("svg text")].filter(t => {
             const box = t.getBBox(), all = t.ownerSVGElement.viewBox.baseVal;
             return box.x < 0 || box.x + box.width > all.width || box.y < 0 || box.y + box.height > all.height;
@@ -124,41 +130,37 @@ def test_a_chart_is_labelled_and_nothing_of_it_is_cut_off_or_alike(browser: Any,
         small: [...document.querySelectorAll("svg text")].filter(t => t.getBoundingClientRect().height < 12).length,
         styles: [...document.querySelectorAll(".legend path")].map(getComputedStyle).map(s => [s.stroke, s.strokeDasharray]),
     })""")
-    opened.close()
-    assert found["outside"] == [] and found["small"] == 0
-    for of_all in zip(*found["styles"], strict=True):  # told apart by colour, and without it
-        assert len(set(of_all)) == len(SOLVERS)
+    assert seen["outside"] == [] and seen["small"] == 0
+    for values in zip(*seen["styles"], strict=True):  # in colour and in dashes
+        assert len(set(values)) == len(names)
 
 
-# --- sweeps ------------------------------------------------------------------------------------------------------------
-
-SWEEPS = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]
-
-
-@pytest.mark.parametrize(
-    ("stage", "module"), [("cost", "sweep"), ("adaptive", "sweep"), ("guidance", "sweep"), ("report", "sweep_report")]
-)
-def test_deps_of_a_sweep_name_exactly_what_it_imports(stage: str, module: str) -> None:
-    listed = {dep.removesuffix(".py").replace("/", ".") for dep in SWEEPS[stage]["deps"] if dep.endswith(".py")}
-    assert listed == modules(module)
+@pytest.mark.parametrize(("stage", "module"), [("cost", "sweeps.point"), ("report", "sweeps.report")])
+def test_deps_of_a_sweep_are_what_it_imports(stage: str, module: str) -> None:
+    graph = grimp.build_graph("lfm", "pipeline", "stages", "sweeps", cache_dir=None)
+    imported = (graph.find_upstream_modules(module) | {module}) - set(EXEMPT)
+    paths = [Path(*name.split(".")) for name in imported if not (ROOT / name.replace(".", "/")).is_dir()]
+    deps = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"][stage]["deps"]
+    listed = {
+        Path(dep).with_suffix("") for dep in deps if dep.endswith(".py") or (ROOT / dep / "__init__.py").is_file()
+    }
+    covered = [listed & {path, *path.parents} for path in paths]
+    assert all(covered) and set[Path]().union(*covered) == listed
 
 
 def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
-    (copy / "sweeps").mkdir()
+    shutil.copytree(ROOT / "sweeps", copy / "sweeps", ignore=shutil.ignore_patterns("points", "*.csv", "dvc.lock"),
+                    dirs_exist_ok=True)  # fmt: skip
     shutil.copytree(ROOT / ".dvc/plots", copy / ".dvc/plots")
-    small = (ROOT / "sweeps/dvc.yaml").read_text().replace("[euler, euler_maruyama, midpoint, heun, rk4]", "[euler]")
-    small = (
-        small.replace("[0.1, 0.03, 0.01, 0.003]", "[0.1]")
-        .replace("[4, 8, 16, 32]", "[4]")
-        .replace("[0, 0.5, 1, 1.5, 2, default, 4, 6]", "[default]")
-    )
+    small = (ROOT / "sweeps/dvc.yaml").read_text()
+    for key, few in {"solver": "euler", "tolerance": "0.1", "evaluations": "4", "scale": "default"}.items():
+        small = re.sub(rf"( {key}): \[.*\]", rf"\1: [{few}]", small)
     (copy / "sweeps/dvc.yaml").write_text(small)
     assert "Running stage" not in command("dvc", "repro", cwd=copy).stdout
     result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Running stage") == 4
+    assert result.returncode == 0 and result.stdout.count("Running stage") == 4, result.stderr
     rows = (copy / "sweeps/cost.csv").read_text().splitlines()
     # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; guidance acts at the last two, each a pass more. The default has 14.
     assert [row.split(",")[::2][:2] for row in rows[2:]] == [["euler", "6"], ["midpoint", "14"]]
@@ -174,14 +176,10 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("rk4", "6", "default"), "sweeps/dvc.yaml: solver 'rk4' with 6 evaluations; it must be"),
-        (("dopri5", "6", "default"), "sweeps/dvc.yaml: sample.rtol is 6.0; it must be"),
-        (("default", "default", "-1"), "sweeps/dvc.yaml: sample.guidance_scale is -1.0; it must be at least 0"),
-    ],
-)
-def test_a_bad_point_is_told(words: tuple[str, str, str], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        changed(load_params(ROOT / "params.yaml"), *words)
-    assert str(error.value).startswith(message)
+    ("words", "key"),
+    [("rk4 6 default", "solver 'rk4' with 6 evaluations"), ("dopri5 6 default", "sample.rtol is 6.0"),
+     ("default default -1", "sample.guidance_scale is -1.0")],
+)  # fmt: skip
+def test_a_bad_point_is_an_error(words: str, key: str) -> None:
+    with pytest.raises(UserError, match=f"^sweeps/dvc.yaml: {key}"):
+        changed(load_params(ROOT / "params.yaml"), *words.split())

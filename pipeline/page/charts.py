@@ -1,4 +1,4 @@
-"""Line charts as inline SVG whose colours come from the page's style sheet, so that they follow light and dark."""
+"""Line charts as inline SVG coloured by the style sheet of the page, for light and dark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Line = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x an
 
 
 class Axis:
-    """Values → places between two ends, straight or logarithmic."""
+    """Values → coordinates between `first` and `last`, linear or logarithmic."""
 
     def __init__(self, values: Sequence[float], first: float, last: float, log: bool) -> None:
         self.log, self.first, self.last = log, first, last
@@ -56,13 +56,13 @@ def chart(
     marked: tuple[float, float] | None = None,
     level: tuple[str, float] | None = None,
 ) -> str:
-    """An SVG of one or more lines, with a legend where there are several; lines differ in colour and in dashes.
+    """An SVG of lines that differ in colour and in dashes, with a legend if there are several.
 
     Args:
-        lines: name → x and y.
+        lines: name → x and y, each (points,); positive on a logarithmic axis.
         marks: dots at the points.
-        marked: a point to ring.
-        level: a value of y to compare with, and its name.
+        marked: x and y of a ring.
+        level: name and y of a horizontal line.
     """
     levels = [level[1]] if level else []
     x = Axis([v for xs, _ in lines.values() for v in xs], LEFT, WIDTH - RIGHT, log_x)
@@ -75,8 +75,8 @@ def chart(
         parts.append(f'<path class="level" d="M{LEFT} {y(level[1])}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{y(level[1]) - 5}" text-anchor="end">{escape(level[0])}</text>')
     for i, (xs, ys) in enumerate(lines.values()):
-        places = [f"{x(a)} {y(b)}" for a, b in zip(xs, ys, strict=True)]
-        parts.append(f'<path class="line c{i}" d="M{"L".join(places)}"/>')
+        points = [f"{x(a)} {y(b)}" for a, b in zip(xs, ys, strict=True)]
+        parts.append(f'<path class="line c{i}" d="M{"L".join(points)}"/>')
         if marks:
             parts += [f'<circle class="c{i}" cx="{x(a)}" cy="{y(b)}" r="3.5"/>' for a, b in zip(xs, ys, strict=True)]
     if marked:
@@ -85,7 +85,7 @@ def chart(
 
 
 def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> list[str]:
-    """Grid, ticks and what they measure."""
+    """Grid, ticks and labels of the axes."""
     bottom = HEIGHT - BOTTOM
     parts = [f'<text x="0" y="16">{escape(y_label)}</text>']
     for tick in y.ticks:
@@ -104,7 +104,7 @@ def _number(value: float) -> str:
 
 
 def _legend(names: Sequence[str]) -> list[str]:
-    """A piece of each line with its name."""
+    """A sample of each line with its name."""
     parts = []
     for i, name in enumerate(names):
         left = (WIDTH / KEYS_A_ROW) * (i % KEYS_A_ROW)

@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.artifacts.files import replacing
-
-PAPER, INK, GAP, MARGIN = 255, 64, 2, 12
+PAPER, INK, GAP, MARGIN = 255, "#404040", 2, 12
 
 
 class Picture(NamedTuple):
-    """Images in rows and columns, and what they show."""
+    """Images in rows and columns, with captions."""
 
     name: str
     title: str
@@ -34,27 +32,21 @@ def strip(images: np.ndarray, zoom: int) -> bytes:
 
 
 def sheet(path: Path, picture: Picture, zoom: int) -> None:
-    """Write a picture as a PNG with its captions; `zoom` is how many pixels of it a pixel of an image is wide."""
-    images, rows, columns = picture.images, picture.rows, picture.columns
-    cells = np.moveaxis(images, 2, -1).repeat(zoom, 2).repeat(zoom, 3)  # (R, K, H, W, C)
-    r, k, height, width, _ = cells.shape
+    """Write a picture with its captions as a PNG to `path`; a pixel of an image becomes `zoom` × `zoom` pixels."""
+    cells = np.moveaxis(picture.images, 2, -1).repeat(zoom, 2).repeat(zoom, 3)
+    r, k, height, width, channels = cells.shape
     font_size = 11 + zoom
     font = ImageFont.load_default(size=font_size)
-    left = MARGIN + max((int(font.getlength(text)) + 8 for text in rows), default=0)
-    top = MARGIN + (font_size + 8 if columns else 0)
-    size = (left + k * (width + GAP) - GAP + MARGIN, top + r * (height + GAP) - GAP + MARGIN)
-    canvas = Image.new("RGB" if images.shape[2] == 3 else "L", size, (PAPER,) * 3 if images.shape[2] == 3 else PAPER)
-    draw, ink = ImageDraw.Draw(canvas), (INK,) * 3 if images.shape[2] == 3 else INK
-    for i in range(r):
-        y = top + i * (height + GAP)
-        if rows:
-            draw.text((left - 8, y + height / 2), rows[i], ink, font, anchor="rm")
-        for j in range(k):
-            canvas.paste(
-                Image.fromarray(cells[i, j].squeeze(-1) if cells.shape[-1] == 1 else cells[i, j]),
-                (left + j * (width + GAP), y),
-            )
-    for j, text in enumerate(columns):
-        draw.text((left + j * (width + GAP) + width / 2, top - 4), text, ink, font, anchor="mb")
-    with replacing(path) as part:
-        canvas.save(part, "PNG")
+    left = MARGIN + max((int(font.getlength(text)) + 8 for text in picture.rows), default=0)
+    top = MARGIN + (font_size + 8 if picture.columns else 0)
+    ys, xs = (start + np.arange(n) * (size + GAP) for start, n, size in ((top, r, height), (left, k, width)))
+    canvas = np.full((ys[-1] + height + MARGIN, xs[-1] + width + MARGIN, channels), PAPER, np.uint8)
+    for i, j in np.ndindex(r, k):
+        canvas[ys[i] : ys[i] + height, xs[j] : xs[j] + width] = cells[i, j]
+    image = Image.fromarray(canvas if channels > 1 else canvas[..., 0])
+    draw = ImageDraw.Draw(image)
+    for y, text in zip(ys, picture.rows, strict=False):
+        draw.text((left - 8, y + height / 2), text, INK, font, anchor="rm")
+    for x, text in zip(xs, picture.columns, strict=False):
+        draw.text((x + width / 2, top - 4), text, INK, font, anchor="mb")
+    image.save(path, "PNG")

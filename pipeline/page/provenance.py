@@ -1,4 +1,4 @@
-"""Not a stage: what the report was made from: every parameter, and the checksums of data and weights."""
+"""What a report was made from: every parameter, and the checksums of data and weights."""
 
 import hashlib
 import json
@@ -7,35 +7,37 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.files import CLASSIFIER, FLOW, read_json
+from pipeline.artifacts.files import read_json
 from pipeline.artifacts.hdf5 import ArrayFile
-from pipeline.page.html import cards, table, titled
 from pipeline.params import Params
 
 PACKAGES = ("torch", "diffusers", "torchdiffeq", "numpy", "scipy", "scikit-learn")
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def weights_sha256(folder: Path) -> str:
+    """sha256 of a model's weights, in hexadecimal."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def provenance(p: Params, images: ArrayFile) -> str:
-    """Two cards of the page."""
+def parameters(p: Params) -> list[tuple[str, str]]:
+    """(section, its parameters as params.yaml has them) of each section that can change a result."""
+    return [(name, _yaml(section)) for name, section in p.model_dump(exclude={"runtime"}).items()]
+
+
+def provenance(images: ArrayFile, flow: Path, classifier: Path) -> list[tuple[str, str]]:
+    """(name, value) of what identifies data, weights and packages. Raises `UserError` where flow.json is damaged."""
     facts = [(f"{split} images", f"sha256 {images.attribute(f'{split}_sha256')}") for split in ("train", "test")]
-    facts += [(f"{f.name} weights", f"sha256 {sha256(f / 'model.safetensors')}") for f in (CLASSIFIER, FLOW)]
-    facts.append(
-        ("autoencoder", f"sha256 {read_json(FLOW / 'flow.json', autoencoder_sha256=str)['autoencoder_sha256']}")
-    )
+    facts += [(f"{folder.name} weights", f"sha256 {weights_sha256(folder)}") for folder in (classifier, flow)]
+    autoencoder = read_json(flow / "flow.json", autoencoder_sha256=str)["autoencoder_sha256"]
+    facts.append(("autoencoder", f"sha256 {autoencoder}"))
     if "broken" in images.attributes:
         facts.append(("broken images left out", str(images.attributes["broken"])))
-    facts.append(
-        ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]))
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [*facts, ("versions", f"Python {platform.python_version()}, {packages}")]
+
+
+def _yaml(section: dict[str, Any]) -> str:
+    """Parameters on one line: null and true, not None and True."""
+    return ", ".join(
+        f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in section.items()
     )
-    values = [(name, _said(leaves)) for name, leaves in p.model_dump(exclude={"runtime"}).items()]
-    return cards(titled("params.yaml", table((), values, "text")), titled("Provenance", table((), facts, "text")))
-
-
-def _said(leaves: dict[str, Any]) -> str:
-    """Parameters as params.yaml has them: null and true, not None and True."""
-    return ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in leaves.items())
