@@ -59,7 +59,12 @@ def _path(out: str | dict[str, Any]) -> Path:
 
 
 def _one(paths: list[Path], name: str, missing: str) -> Path:
-    named = [path for path in paths if path.stem == name and path.suffix != ".py"]
+    named = [path for path in paths if path.stem == name and not _is_code(path)]
     if len(named) != 1:
         raise UserError(f"{PIPELINE}: {missing}" + (", or several" if named else ""))
     return named[0]
+
+
+def _is_code(path: Path) -> bool:
+    """A module or a room, such as lfm/flow beside models/flow."""
+    return path.suffix == ".py" or (path / "__init__.py").is_file()
