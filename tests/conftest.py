@@ -80,6 +80,16 @@ def set_params(workspace: Path, **leaves: Any) -> None:
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
+class Malicious:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        return os.mkdir, (str(self.trace),)
+
+
 @contextmanager
 def edited(path: Path, content: str | None = None) -> Iterator[Path]:
     """A file with other content for a while; without `content` the test edits it, or removes it."""
