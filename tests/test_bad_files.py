@@ -165,7 +165,7 @@ CASES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("encode", AUTOENCODER, NAN, "not finite"),
     ("encode", AUTOENCODER, CUT, "1 weights"),
     ("likelihood", "models/flow/config.json", leaf("block", "mamba"), "mamba"),
-    ("likelihood", "models/flow/config.json", leaf("patch_size", 0), "config.json"),
+    ("likelihood", "models/flow/config.json", leaf("patch_size", 0), "Transformer"),
     ("evaluate", "models/classifier/config.json", leaf("classes", 11), "size mismatch"),
     ("encode", "models/autoencoder/config.json", leaf("block_out_channels", 3), "weights"),
     ("encode", "models/autoencoder/config.json", leaf("_class_name", ["x"]), "AutoencoderKL"),

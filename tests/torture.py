@@ -24,24 +24,9 @@ from typing import NamedTuple
 
 import yaml
 
+from tests import kills
 from tests.conftest import ROOT, repro
-from tests.kills import (
-    CHECKPOINT_EVERY,
-    MOMENTS,
-    SIGNALS,
-    TARGETS,
-    Blow,
-    Outcome,
-    Pace,
-    Reference,
-    drawn,
-    prepare,
-    reference,
-    repeat,
-    torment,
-    traced,
-    unlike,
-)
+from tests.kills import CHECKPOINT_EVERY, MOMENTS, SIGNALS, TARGETS, Blow, Outcome, Pace, Reference
 from tools.workspace import make_workspace
 
 # On top of presets/tiny: several checkpoints, batches and parts a stage.
@@ -60,7 +45,7 @@ class Round(NamedTuple):
     seconds: float
 
     @property
-    def kills(self) -> list[Blow]:
+    def fatal(self) -> list[Blow]:
         return [blow for blow, code in zip(self.blows, self.codes, strict=True) if code]
 
 
@@ -75,22 +60,22 @@ def undisturbed(folder: Path) -> None:
 
 def paced(whole: Path, workspace: Path, wanted: Reference, stage: str) -> Pace:
     """Run one stage alone, as a round does, but undisturbed."""
-    prepare(whole, workspace, stage)
+    kills.prepare(whole, workspace, stage)
     began = time.monotonic()
-    code, _ = repeat(workspace)
+    code, _ = kills.repeat(workspace)
     seconds = time.monotonic() - began
-    if code or (trouble := unlike(workspace, wanted)):
+    if code or (trouble := kills.unlike(workspace, wanted)):
         sys.exit(f"{stage}, undisturbed: {f'exit code {code}' if code else '; '.join(trouble)}")
-    return Pace(seconds, traced(workspace).total())
+    return Pace(seconds, kills.traced(workspace).total())
 
 
 def measured(folder: Path, stages: list[str], pool: ThreadPoolExecutor) -> dict[str, Pace]:
     """Of each stage: FOLDER/paces, made where it is not there."""
     path, whole = folder / "paces", folder / "undisturbed"
     if not path.exists():
-        wanted = reference(whole)
-        found = pool.map(lambda stage: paced(whole, folder / f"pace-{stage}", wanted, stage), stages)
-        path.write_text(json.dumps(dict(zip(stages, found, strict=True))))
+        wanted = kills.reference(whole)
+        paces = pool.map(lambda stage: paced(whole, folder / f"pace-{stage}", wanted, stage), stages)
+        path.write_text(json.dumps(dict(zip(stages, paces, strict=True))))
     return {stage: Pace(*pace) for stage, pace in json.loads(path.read_text()).items()}
 
 
@@ -101,28 +86,28 @@ def plan(stages: list[str], seed: int) -> Iterator[list[Blow]]:
         every = list(itertools.product(stages, TARGETS, SIGNALS))
         draws.shuffle(every)
         for stage, target, number in every:
-            first = drawn(draws, stage, target, number)
+            first = kills.drawn(draws, stage, target, number)
             more = draws.random() < SECOND
-            yield [first, *([drawn(draws, stage, draws.choice(TARGETS), draws.choice(SIGNALS))] if more else [])]
+            yield [first, *([kills.drawn(draws, stage, draws.choice(TARGETS), draws.choice(SIGNALS))] if more else [])]
 
 
 def run(folder: Path, whole: Path, wanted: Reference, paces: dict[str, Pace], blows: list[Blow], number: int) -> Round:
     """One round, in this thread's workspace."""
     workspace = folder / f"work-{threading.current_thread().name.rpartition('_')[2]}"
     began = time.monotonic()
-    codes, outcome = torment(whole, workspace, wanted, blows, paces)
+    codes, outcome = kills.torment(whole, workspace, wanted, blows, paces)
     most = sum(map(bool, codes)) * (CHECKPOINT_EVERY if blows[0].stage in TRAININGS else 1)
     if outcome.twice > most:
         outcome.trouble.append(f"{outcome.twice} steps or parts were done twice, more than {most}")
     if outcome.trouble:
         workspace.rename(folder / f"failed-{number}")
-    said = "; ".join(outcome.trouble) or f"recovered, {outcome.twice} done twice"
-    said += f", after `make mend` of {', '.join(outcome.mended)}" if outcome.mended else ""
-    print(f"{number}. {', then '.join(map(str, blows))}: exit codes {codes}; {said}", flush=True)
-    found = Round(blows, codes, outcome, time.monotonic() - began)
+    result = "; ".join(outcome.trouble) or f"recovered, {outcome.twice} done twice"
+    result += f", after `make mend` of {', '.join(outcome.mended)}" if outcome.mended else ""
+    print(f"{number}. {', then '.join(map(str, blows))}: exit codes {codes}; {result}", flush=True)
+    this = Round(blows, codes, outcome, time.monotonic() - began)
     with (folder / "rounds").open("a") as file:
-        file.write(json.dumps([number, *found]) + "\n")
-    return found
+        file.write(json.dumps([number, *this]) + "\n")
+    return this
 
 
 def earlier(folder: Path) -> dict[int, Round]:
@@ -145,25 +130,25 @@ def table(title: str, groups: dict[str, list[Round]]) -> str:
         good = [r for r in rounds if not r.outcome.trouble]
         mended = sum(bool(r.outcome.mended) for r in good)
         twice = [r.outcome.twice for r in rounds] or [0]
-        kills = sum(len(r.kills) for r in rounds)
-        counts = f"{kills} | {len(rounds)} | {len(good)} | {mended} | {max(twice)} | {statistics.mean(twice):.1f}"
+        deaths = sum(len(r.fatal) for r in rounds)
+        counts = f"{deaths} | {len(rounds)} | {len(good)} | {mended} | {max(twice)} | {statistics.mean(twice):.1f}"
         lines.append(f"| {name} | {counts} |")
     return "\n".join(lines)
 
 
 def report(done: list[Round], stages: list[str]) -> str:
     """Markdown."""
-    rounds = [r for r in done if r.kills]
-    kills, ignored = [blow for r in rounds for blow in r.kills], sum(len(r.blows) - len(r.kills) for r in done)
+    rounds = [r for r in done if r.fatal]
+    dealt, ignored = [blow for r in rounds for blow in r.fatal], sum(len(r.blows) - len(r.fatal) for r in done)
     by_blow = [
-        f"| {target} | {' | '.join(str(sum(k.target == target and k.signal == s for k in kills)) for s in SIGNALS)} |"
+        f"| {target} | {' | '.join(str(sum(k.target == target and k.signal == s for k in dealt)) for s in SIGNALS)} |"
         for target in TARGETS
     ]
-    by_moment = ", ".join(f"{sum(k.moment == m for k in kills)} {m}" for m in MOMENTS)
-    second, litter = sum(len(r.kills) > 1 for r in rounds), sum(bool(r.outcome.litter) for r in rounds)
-    minutes, where = sum(r.seconds for r in done) / 60, f"{os.cpu_count()} cores, {platform.machine()}"
+    by_moment = ", ".join(f"{sum(k.moment == m for k in dealt)} {m}" for m in MOMENTS)
+    second, litter = sum(len(r.fatal) > 1 for r in rounds), sum(bool(r.outcome.litter) for r in rounds)
+    minutes, machine = sum(r.seconds for r in done) / 60, f"{os.cpu_count()} cores, {platform.machine()}"
     return "\n".join([
-        f"\n{datetime.date.today()}, {where}, {minutes:.0f} minutes of rounds: {len(kills)} kills in {len(rounds)} rounds "
+        f"\n{datetime.date.today()}, {machine}, {minutes:.0f} minutes of rounds: {len(dealt)} kills in {len(rounds)} rounds "
         f"({by_moment}), {second} of them with a second kill, at the `dvc repro` that was to recover. In {litter} rounds DVC "
         f"left half a copy under a temporary name. {ignored} more signals ended nothing.\n",
         table("stage", {s: [r for r in rounds if r.blows[0].stage == s] for s in stages} | {"all": rounds}),
@@ -184,15 +169,15 @@ def main() -> None:
     if not p.go_on:
         undisturbed(folder)
     whole = folder / "undisturbed"
-    wanted, done = reference(whole), earlier(folder)
+    wanted, done = kills.reference(whole), earlier(folder)
     stages = list(yaml.safe_load((whole / "dvc.yaml").read_text())["stages"])
     with ThreadPoolExecutor(p.jobs) as pool:
         paces = measured(folder, stages, pool)
         waiting = ((n, blows) for n, blows in enumerate(plan(stages, p.seed), 1) if n not in done)
-        while (missing := p.kills - sum(len(r.kills) for r in done.values())) > 0:
+        while (missing := p.kills - sum(len(r.fatal) for r in done.values())) > 0:
             some = list(itertools.islice(waiting, min(missing, 10)))
-            found = pool.map(lambda item: run(folder, whole, wanted, paces, item[1], item[0]), some)
-            done |= zip((number for number, _ in some), found, strict=True)
+            rounds = pool.map(lambda item: run(folder, whole, wanted, paces, item[1], item[0]), some)
+            done |= zip((number for number, _ in some), rounds, strict=True)
     print(report(list(done.values()), stages))
     sys.exit(any(r.outcome.trouble for r in done.values()))
 

@@ -65,5 +65,6 @@ def outs(workspace: Path) -> dict[str, str]:
         for out in [*stage["outs"], *(name for entry in stage.get("metrics", []) for name in entry)]:
             path = workspace / out
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            files = [file for file in files if file.is_file()]
             digests |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return digests
