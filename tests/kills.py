@@ -106,14 +106,9 @@ def recorded(workspace: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"])
 
 
-def listed(workspace: Path) -> set[str]:
-    """Names of all files where outs lie."""
-    files = (f for folder in ("data", "models", "reports") for f in (workspace / folder).rglob("*"))
-    return {str(f.relative_to(workspace)) for f in files if f.is_file()}
-
-
 def reference(workspace: Path) -> Reference:
-    return Reference(outs(workspace), recorded(workspace), listed(workspace))
+    files = (f for folder in ("data", "models", "reports") for f in (workspace / folder).rglob("*") if f.is_file())
+    return Reference(outs(workspace), recorded(workspace), {str(f.relative_to(workspace)) for f in files})
 
 
 def traced(workspace: Path) -> Counter[tuple[str, ...]]:
@@ -216,13 +211,10 @@ def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -
         return traced(workspace).total() - before >= 1 + int(blow.wait * units)
 
     def publishing() -> bool:
-        if left:
-            return working(workspace, blow.stage, dvc.pid)
-        return any(path.exists() for path in places)
+        return working(workspace, blow.stage, dvc.pid) if left else any(path.exists() for path in places)
 
     def saving() -> bool:
-        if not seen and (process := the_stage(dvc.pid, blow.stage)):
-            seen.append(process)
+        seen.extend([process] if (process := the_stage(dvc.pid, blow.stage)) and not seen else [])
         return bool(seen) and _gone(seen[0])
 
     def running() -> bool:
@@ -241,26 +233,14 @@ def strike(workspace: Path, blow: Blow, pace: Pace) -> int:
     deadline = time.monotonic() + blow.wait * most[blow.moment]
     while dvc.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    struck = dvc.poll() is None and deal(dvc, blow)
+    struck = False
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        process = the_stage(dvc.pid, blow.stage) if blow.target == "stage" else psutil.Process(dvc.pid)
+        if process and dvc.poll() is None:
+            os.killpg(dvc.pid, blow.signal) if blow.target == "group" else process.send_signal(blow.signal)
+            struck = True
     code = dvc.wait(PATIENCE_S)
     return code if struck else 0
-
-
-def deal(dvc: subprocess.Popen[str], blow: Blow) -> bool:
-    """Send the signal. Returns whether there was what it was meant for."""
-    process = the_stage(dvc.pid, blow.stage) if blow.target == "stage" else psutil.Process(dvc.pid)
-    if process is None:
-        return False
-    with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        os.killpg(dvc.pid, blow.signal) if blow.target == "group" else process.send_signal(blow.signal)
-        return True
-    return False
-
-
-def lingering(workspace: Path) -> list[psutil.Process]:
-    """Processes that work there."""
-    running = psutil.process_iter(["cwd"])
-    return [process for process in running if process.info["cwd"] == str(workspace) and not _gone(process)]
 
 
 def repeat(workspace: Path) -> tuple[int, list[str]]:
@@ -277,10 +257,9 @@ def unlike(workspace: Path, wanted: Reference) -> list[str]:
     trouble = [f"{name} differs" for name, digest in wanted.outs.items() if now.outs.get(name) != digest]
     trouble += [f"dvc.lock differs in {name}" for name in wanted.lock if now.lock.get(name) != wanted.lock[name]]
     trouble += [f"{name} is left over" for name in sorted(now.files - wanted.files)]
-    deadline = time.monotonic() + 30
-    while (left := lingering(workspace)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return trouble + corrupt(workspace) + [f"{process} still runs" for process in left]
+    left = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(workspace)]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    return trouble + corrupt(workspace) + [f"{process} still runs" for process in alive if not _gone(process)]
 
 
 def torment(

@@ -40,14 +40,13 @@ def test_nothing_changed_runs_nothing(changeable: Path) -> None:
 @pytest.mark.parametrize(
     ("leaves", "stages"),
     [
-        ({"data__seed": 1}, set(STAGES)),
         ({"classifier__seed": 1}, {"classifier", "evaluate", "report"}),
         ({"flow__sigma_min": 0.1}, {"train", "sample", "likelihood", "evaluate", "report"}),
         ({"evaluate__neighbours": 3}, {"evaluate", "report"}),
         ({"report__zoom": 1}, {"report"}),
         ({"runtime__progress": False}, set()),
     ],
-    ids=["data", "classifier", "flow", "evaluate", "report", "runtime"],
+    ids=["classifier", "flow", "evaluate", "report", "runtime"],
 )
 def test_a_change_runs_what_it_touches_and_going_back_runs_nothing(
     changeable: Path, leaves: dict[str, Any], stages: set[str]
