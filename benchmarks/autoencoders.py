@@ -8,12 +8,11 @@ import sys
 
 import numpy as np
 import torch
-from lfm.generator import load_generator
 
-from benchmarks.ablations import FLOW_OF_4000, Ruler, guided, header, train
+from benchmarks.ablations import AUTOENCODER, FLOW, FLOW_OF_4000, IMAGES, LATENTS, Reference, header, train
 from lfm.evaluation.psnr import psnr
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import AUTOENCODER, FLOW, IMAGES, LATENTS, LATENTS_FORMAT
+from lfm.model import LatentFlow
+from pipeline.artifacts import hdf5, latents
 
 VARIANTS = {
     "4 channels, KL 3e-3": "latent_channels=4 kl_weight=3e-3 shift=0 steps=16000 batch_size=64 learning_rate=2e-3",
@@ -21,22 +20,22 @@ VARIANTS = {
     "8 channels, KL 3e-3, short": "latent_channels=8 kl_weight=3e-3 shift=0 steps=5000",
     "params.yaml": "",
 }
-GUIDANCE: list[tuple[float, list[float]]] = [(1.0, [0, 1]), (1.3, [0.4, 0.8]), (2.0, [0.5, 0.9])]
+GUIDANCE: list[tuple[float, tuple[float, float]]] = [(1.0, (0, 1)), (1.3, (0.4, 0.8)), (2.0, (0.5, 0.9))]
 
 
 def main() -> None:
-    ruler = Ruler()
-    images, labels = ruler.images["validation"], ruler.labels["validation"]
+    reference = Reference()
+    images, labels = reference.images["validation"], reference.labels["validation"]
     header("variant", "PSNR, dB", "reconstructed", *(f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE))
     for name in sys.argv[1:] or VARIANTS:
         flags = " ".join(f"-S autoencoder.{flag}" for flag in ["source=train", *VARIANTS[name].split()])
         workspace, _ = train(name, f"{FLOW_OF_4000} {flags}", ["autoencoder", "encode", "train"], IMAGES)
-        made = [load_generator(workspace / FLOW, workspace / AUTOENCODER, guided(*g)) for g in GUIDANCE]
-        with arrays.reading(workspace / LATENTS, LATENTS_FORMAT) as latents:
-            mean = made[0].flow.scale.normalise(torch.from_numpy(latents.read("validation/mean")))
-        decoded = np.concatenate([made[0].decode(part) for part in mean.split(500)])
+        model = LatentFlow.from_pretrained(workspace / FLOW, autoencoder=workspace / AUTOENCODER)
+        with hdf5.reading(workspace / LATENTS, latents.FORMAT) as file:
+            mean = model.scale.normalise(torch.from_numpy(file.read("validation/mean")))
+        decoded = np.asarray(model.decode(mean, "np", batch_size=500, precision="bf16"))
         closeness = psnr(torch.from_numpy(images), torch.from_numpy(decoded))
-        cells = [ruler.cell(decoded, labels, "test"), *(ruler.of_generated(generator) for generator in made)]
+        cells = [reference.cell(decoded, labels, "test"), *(reference.of_generated(model, *g) for g in GUIDANCE)]
         print(f"| {name} | {closeness:.2f} | {' | '.join(cells)} |", flush=True)
 
 

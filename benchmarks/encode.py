@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pipeline.machine.runtime import precision
 
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, PARAMS
+from lfm.precision import precision
+from pipeline.artifacts import hdf5, images
 from pipeline.machine.scratch import Scratch
 from pipeline.params import load_params
 from pipeline.progress import Progress
 from stages.encode import Encoder, assemble, parts
 
+IMAGES, AUTOENCODER = Path("data/images.h5"), Path("models/autoencoder")
 ROWS, TIMES = 20_000, 5
 
 
@@ -37,22 +37,22 @@ def seconds_of(work: Callable[[], None]) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    p = load_params(PARAMS).encode
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, tempfile.TemporaryDirectory(dir=".") as folder:
-        encoder = Encoder(p, images)
-        rows = min(ROWS, images.shape("train/labels")[0]) // p.batch_size * p.batch_size
-        given = torch.from_numpy(images.read("train/images", 0, rows))
-        ready = [encoder.coder.pixels(part.to(encoder.where)) for part in given.split(p.batch_size)]
+    p = load_params().encode
+    with hdf5.reading(IMAGES, images.FORMAT) as file, tempfile.TemporaryDirectory(dir=".") as folder:
+        encoder = Encoder(AUTOENCODER, p, file)
+        rows = min(ROWS, file.shape("train/labels")[0]) // p.batch_size * p.batch_size
+        pictures = torch.from_numpy(file.read("train/images", 0, rows))
+        ready = [encoder.coder.pixels(part.to(encoder.device)) for part in pictures.split(p.batch_size)]
 
         def bare() -> None:
             for pixels in ready:
-                with precision(p.precision, encoder.where):
+                with precision(p.precision, encoder.device):
                     encoder.coder.model.encode(pixels)
 
         def whole(turn: int) -> None:
             place = Path(folder) / str(turn)
             place.mkdir()
-            with arrays.writing(place / "latents.h5") as latents, Progress(rows, "encode", "image", False) as progress:
+            with hdf5.writing(place / "latents.h5") as latents, Progress(rows, "encode", "image", False) as progress:
                 assemble(parts({"train": rows}, p.batch_size), encoder, latents, Scratch(place), progress)
 
         bare()
@@ -60,7 +60,7 @@ def main() -> None:
         pairs = [(seconds_of(bare), seconds_of(partial(whole, i))) for i in range(TIMES)]
     forward, stage = (rows / np.array(values) for values in zip(*pairs, strict=True))
     print(
-        f"{datetime.date.today()}, {encoder.where}, {os.cpu_count()} cores, {platform.machine()}, {rows:,} images, {p.precision}"
+        f"{datetime.date.today()}, {encoder.device}, {os.cpu_count()} cores, {platform.machine()}, {rows:,} images, {p.precision}"
     )
     print("| | images a second, median | least | most |\n|---|---|---|---|")
     for name, rates in {"bare forward pass": forward, "encoded, kept and assembled": stage}.items():

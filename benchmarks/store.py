@@ -1,5 +1,5 @@
-"""Latents that scale past memory: MNIST's 70,000 images against 20 times as many, encoded, then read for an epoch, held and
-streamed. Seconds, rates and each process's peak memory.
+"""Latents that scale past memory: MNIST's 70,000 images against 20 times as many, encoded, then read for an epoch, in memory
+and streamed. Seconds, rates and each process's peak memory.
 
 After `dvc repro`: python -m benchmarks.store
 """
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from lfm.nets.latents import LatentScale
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts import latents as store
-from pipeline.artifacts.files import AUTOENCODER, IMAGES, IMAGES_FORMAT, LATENTS, LATENTS_FORMAT, PARAMS
+from pipeline.artifacts import hdf5, images, latents
 from pipeline.params import load_params
-from stages.train import batches
+from stages.train import batch
 from tools.workspace import make_workspace
 
+IMAGES, LATENTS, AUTOENCODER = Path("data/images.h5"), Path("data/latents.h5"), Path("models/autoencoder")
 ROOT, FOLDER, TIMES = Path.cwd(), Path("large"), 20
 EVERYTHING = 10**9  # MB
 
@@ -31,35 +30,34 @@ EVERYTHING = 10**9  # MB
 def enlarge(target: Path) -> None:
     """The training images over and over, until all splits together are 20 times as many; written a piece at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as images, arrays.writing(target) as out:
-        small = {split: images.shape(f"{split}/labels")[0] for split in ("train", "validation", "test")}
+    with hdf5.reading(IMAGES, images.FORMAT) as file, hdf5.writing(target) as out:
+        small = {split: file.shape(f"{split}/labels")[0] for split in ("train", "validation", "test")}
         rows = TIMES * sum(small.values()) - small["validation"] - small["test"]
         for split, n in small.items():
-            pictures, labels = images.read(f"{split}/images"), images.read(f"{split}/labels")
+            pictures, labels = file.read(f"{split}/images"), file.read(f"{split}/labels")
             total = rows if split == "train" else n
             out.create(f"{split}/images", (total, *pictures.shape[1:]), np.uint8)
             out.create(f"{split}/labels", (total,), np.uint8)
             for start in range(0, total, n):
                 out.put(f"{split}/images", start, pictures[: total - start])
                 out.put(f"{split}/labels", start, labels[: total - start])
-        out.attributes(**images.attributes)
+        out.attributes(**file.attributes)
 
 
 def epoch(megabytes: int) -> None:
     """In a process of its own: every batch of one epoch, as the training sees it."""
-    p = load_params(PARAMS)
-    with arrays.reading(LATENTS, LATENTS_FORMAT) as file:
+    p = load_params()
+    with hdf5.reading(LATENTS, latents.FORMAT) as file:
         scale = LatentScale(*(torch.from_numpy(file.read(f"scale/{name}")) for name in ("mean", "std")))
-        data = store.opened(file, "train", scale, torch.device("cpu"), megabytes)
+        data = latents.opened(file, "train", scale, torch.device("cpu"), megabytes)
         steps = len(data) // p.train.batch_size
         began = time.perf_counter()
         for step in range(steps):
             data.batch(0, step, p.train.batch_size)
         alone = time.perf_counter() - began
-        one = p.train.model_copy(update={"steps": steps})
         began = time.perf_counter()
-        for _ in batches(p.flow, one, 1.0, 10, data):
-            pass
+        for step in range(steps):
+            batch(p.flow, p.train, 1.0, 10, data, step)
         drawn = time.perf_counter() - began
     rows = steps * p.train.batch_size
     print(f"{rows / alone:,.0f} | {rows / drawn:,.0f}")
@@ -94,7 +92,7 @@ def main() -> None:
     for name in ("1", "20"):
         _, seconds, peak = watched(["-m", "stages.encode"], FOLDER / name)
         print(f"| {name} × MNIST | encode | {seconds:.0f} | {peak:,.0f} | | |", flush=True)
-        for kind, megabytes in {"held": EVERYTHING, "streamed": 0}.items():
+        for kind, megabytes in {"in memory": EVERYTHING, "streamed": 0}.items():
             printed, seconds, peak = watched(["-m", "benchmarks.store", str(megabytes)], FOLDER / name)
             print(f"| {name} × MNIST | an epoch, {kind} | {seconds:.0f} | {peak:,.0f} | {printed} |", flush=True)
     shutil.rmtree(FOLDER)

@@ -1,16 +1,14 @@
-"""Not a stage of the pipeline: the points of `sweeps.point` → sweeps/cost.csv, sweeps/guidance.csv and sweeps/report.html."""
+"""The points of `sweeps.point` → sweeps/cost.csv, sweeps/guidance.csv and sweeps/report.html."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.artifacts.files import read_json, replacing, write_csv
+from pipeline.artifacts.files import read_json, write_csv
 from pipeline.page.charts import Line, chart
 from pipeline.page.html import page
-from pipeline.params import Loader, Params
-from pipeline.run import run
+from pipeline.params import load_yaml
+from pipeline.run import Context, run
 
 SWEEPS, DEFAULT = Path("sweeps"), "guidance-default"
 KEYS = {
@@ -22,7 +20,7 @@ KEYS = {
 
 def points(*stages: str) -> dict[str, dict[str, Any]]:
     """Name → figures of the points of these stages of sweeps/dvc.yaml alone: sweeps/points also holds older ones."""
-    matrices = yaml.load((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
+    matrices = load_yaml((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     figures = {}
     for stage in (matrices[name] for name in stages):
         for values in itertools.product(*stage["matrix"].values()):
@@ -33,14 +31,15 @@ def points(*stages: str) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def main(p: Params) -> None:
+def main(context: Context) -> None:
     scaled = {name: q | {"default": int(name == DEFAULT)} for name, q in points("guidance").items()}
     guidance, default = sorted(scaled.values(), key=lambda q: q["guidance"]), scaled[DEFAULT]
     cost = [*(q | {"default": 0} for q in points("cost", "adaptive").values()), default]
     cost.sort(key=lambda q: (q["solver"], q["evaluations"]))
     columns = [*KEYS, "default"]
     for name, rows in (("cost", cost), ("guidance", guidance)):
-        write_csv(SWEEPS / f"{name}.csv", columns, ([q[key] for key in columns] for q in rows))
+        with context.publish(SWEEPS / f"{name}.csv") as part:
+            write_csv(part, columns, ([q[key] for key in columns] for q in rows))
     real = ("real images", cost[0]["fd_validation"])
 
     def line(rows: list[dict[str, Any]], x: str, y: str) -> Line:
@@ -64,9 +63,9 @@ def main(p: Params) -> None:
             marks=True, marked=(default["guidance"], default["accuracy"]),
         ),
     )  # fmt: skip
-    with replacing(SWEEPS / "report.html") as part:
+    with context.publish(SWEEPS / "report.html") as part:
         part.write_text(html, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    run(main, "sample", of=("sweeps/dvc.yaml", "report"))
+    run(main, "report", SWEEPS / "dvc.yaml")

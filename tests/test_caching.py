@@ -68,6 +68,7 @@ EXEMPT = {
     "pipeline": "notes when the process began",
     "pipeline.entry": "reads the dvc.yaml that DVC itself compares",
     "pipeline.errors": "an exception class",
+    "pipeline.http": "downloads whose checksums the callers compare",
     "pipeline.machine": "locks, signals, scratch and publishing: how a process ends, and that outputs are whole",
     "pipeline.params": "validates and never transforms: DVC compares the values",
     "pipeline.paths": "where relative paths begin: DVC compares the contents",

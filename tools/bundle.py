@@ -42,9 +42,7 @@ def bundle_classifier(folder: Path) -> None:
     for name in ("config.json", "curves.csv"):
         shutil.copyfile(source / name, folder / name)
     weights = load_file(source / "model.safetensors")
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / "model.safetensors"
-    )
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / "model.safetensors")
     record = read_json(source / "record.json") | {"made": made_by("python -m stages.classifier")}
     write_json(folder / "record.json", record)
 
