@@ -141,16 +141,16 @@ def forget(workspace: Path, stage: str) -> None:
     for out in entry["outs"]:
         path = workspace / out["path"]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        copy = cached(workspace, out["md5"])
-        if copy.suffix == ".dir":
-            for child in json.loads(copy.read_text()):
-                cached(workspace, child["md5"]).unlink(missing_ok=True)
-        copy.unlink(missing_ok=True)
+    for name in objects(workspace, entry) - set[str]().union(*(objects(workspace, e) for e in lock["stages"].values())):
+        (workspace / ".dvc/cache/files/md5" / name).unlink(missing_ok=True)
 
 
-def cached(workspace: Path, md5: str) -> Path:
-    """The place of this md5 in DVC's cache."""
-    return workspace / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+def objects(workspace: Path, entry: dict[str, Any]) -> set[str]:
+    """Names in DVC's cache of a stage's outs and of the files in them."""
+    md5 = {out["md5"] for out in entry["outs"]}
+    for folder in (workspace / f".dvc/cache/files/md5/{m[:2]}/{m[2:]}" for m in md5 if m.endswith(".dir")):
+        md5 = md5 | {child["md5"] for child in json.loads(folder.read_text())}
+    return {f"{m[:2]}/{m[2:]}" for m in md5}
 
 
 def corrupt(workspace: Path) -> list[str]:
