@@ -64,18 +64,6 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-def parameters(preset: str | None = None, **changes: Any) -> Params:
-    """Those of params.yaml with a preset and single leaves, named section__leaf, changed."""
-    leaves = read_preset(ROOT / "presets" / preset) if preset else {}
-    leaves |= {key.replace("__", "."): value for key, value in changes.items()}
-    return validate_params(apply(yaml.load((ROOT / "params.yaml").read_text(), Loader), leaves, "test"), "test")
-
-
-def context(stage: str, params: Params) -> Context:
-    """What a stage is given, without DVC: it works in the working directory and keeps nothing in scratch."""
-    return Context.of(stage, params, ROOT / "dvc.yaml")
-
-
 def set_params(workspace: Path, **leaves: Any) -> None:
     """Edit leaves of params.yaml, named section__leaf."""
     path = workspace / "params.yaml"
