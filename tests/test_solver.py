@@ -14,7 +14,6 @@ from tests.gaussians import mixture_log_density, mixture_velocity
 
 STRAIGHT, TRIGONOMETRIC = make_path("cond_ot", 0.0), make_path("gvp", 0.0)
 POINTS = torch.linspace(-2, 2, 9, dtype=torch.float64)
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 
 
 def test_a_gaussian_is_reached_by_its_exact_map() -> None:
@@ -33,11 +32,11 @@ def test_each_solver_has_its_order_on_a_mixture(solver: str, path: ProbPath) -> 
     velocity = mixture_velocity(path)
     exact = integrate(velocity, POINTS, time_grid(2048), "rk4").x[-1]
     errors = [(integrate(velocity, POINTS, time_grid(n), solver).x[-1] - exact).norm() for n in (128, 256)]
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[solver], abs=0.1)
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(FIXED_STEP[solver].order, abs=0.1)
 
 
-@pytest.mark.parametrize(("solver", "stages"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
-def test_steps_mean_steps_and_evaluations_are_counted(solver: str, stages: int) -> None:
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_steps_mean_steps_and_evaluations_are_counted(solver: str) -> None:
     seen: list[float] = []
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ def test_steps_mean_steps_and_evaluations_are_counted(solver: str, stages: int) 
         return torch.ones_like(x)
 
     solution = integrate(velocity, torch.zeros(2), time_grid(7), solver)
-    assert solution.nfe == len(seen) == 7 * stages
+    assert solution.nfe == len(seen) == 7 * FIXED_STEP[solver].evaluations
     torch.testing.assert_close(solution.x[-1], torch.ones(2))
 
 
