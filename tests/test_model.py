@@ -188,7 +188,7 @@ def test_a_seed_that_was_drawn_gives_the_same_images(model: LatentFlow) -> None:
     again = model.sample(n=3, seed=first.seed, batch_size=3)
     assert np.array_equal(again.labels, first.labels)
     for a, b in zip(first.images, again.images, strict=True):
-        assert a.tobytes() == b.tobytes()  # type: ignore[union-attr]
+        assert a.tobytes() == b.tobytes()
 
 
 def test_labels_are_drawn_uniformly_from_seed_and_row(model: LatentFlow) -> None:
@@ -203,8 +203,7 @@ def test_types_of_images(model: LatentFlow) -> None:
     as_array = pixels(model, [3, 1], seed=0)
     assert as_array.shape == (2, 1, 28, 28) and as_array.dtype == np.uint8
     as_tensor, as_latents, pil = (
-        model.sample([3, 1], seed=0, output_type=kind).images
-        for kind in ("pt", "latent", "pil")  # type: ignore[arg-type]
+        model.sample([3, 1], seed=0, output_type=kind).images for kind in ("pt", "latent", "pil")
     )
     assert isinstance(as_tensor, Tensor) and np.array_equal(as_tensor.numpy(), as_array)
     assert isinstance(as_latents, Tensor) and np.array_equal(model.decode(as_latents, "np"), as_array)
@@ -279,7 +278,7 @@ def test_inversion_returns_and_interpolation_ends_at_its_images(bundled: LatentF
 
 def test_transferred_digits_are_recognised_as_their_targets(bundled: LatentFlow) -> None:
     images = bundled.sample([3, 8], n=2, seed=0, output_type="pt", batch_size=4).images
-    columns = bundled.transfer(images, range(10), [3, 3, 8, 8], steps=20, output_type="pt")  # type: ignore[arg-type]
+    columns = bundled.transfer(images, range(10), [3, 3, 8, 8], steps=20, output_type="pt")
     assert len(columns) == 10 and all(column.shape == (4, 1, 28, 28) for column in columns)
     classifier = load_model(ROOT / "lfm/pretrained/classifier", Classifier)
     with torch.no_grad():
@@ -394,7 +393,7 @@ def test_an_argument_that_cannot_be_used_is_named(
 
 @pytest.mark.parametrize("name", Sampler._fields)
 @pytest.mark.parametrize("value", [None, "a", -1, math.nan, [2, 1]])
-def test_a_sampler_names_the_value_that_cannot_be_used(name: str, value: object) -> None:
+def test_a_sampler_names_the_value_that_cannot_be_used(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is "):
         Sampler()._replace(**{name: value}).check()
 

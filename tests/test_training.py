@@ -18,7 +18,7 @@ from stages.train import SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, snapshot, trai
 from tests.conftest import context, parameters
 
 CLASSES, EACH = 8, 8
-SMALL = {
+SMALL: dict[str, Any] = {
     "model__width": 64, "model__depth": 2, "train__steps": 400, "train__batch_size": 64, "train__warmup_steps": 20,
     "train__ema_decay": 0.98, "train__compile": False, "train__precision": "float32", "train__validate_every": 400,
     "train__snapshots": [1], "runtime__progress": False,

@@ -95,4 +95,4 @@ def test_mypy_reads_the_types_of_an_installed_lfm(python: Path, tmp_path: Path) 
     (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*,diffusers.*,numpy.*,PIL.*]\nfollow_imports = skip\n")
     words = [str(ROOT / ".venv/bin/mypy"), "--python-executable", str(python), "--cache-dir", os.devnull, "-c", TYPED]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=540)
-    assert 'Revealed type is "builtins.float"' in result.stdout.replace("float64", ""), result.stdout
+    assert re.search(r'Revealed type is "(builtins\.)?float"', result.stdout), result.stdout
