@@ -1,6 +1,7 @@
 """What tests share: the tiny pipeline, run once, and real MNIST where a mirror is given."""
 
 import http.server
+import json
 import os
 import re
 import shutil
@@ -22,11 +23,13 @@ import yaml
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from lfm.model import LatentFlow
 from pipeline import http as transfer
 from pipeline import run as runner
 from pipeline.artifacts import hdf5, images
 from pipeline.params import Loader, Params, validate_params
 from pipeline.run import Context
+from pipeline.sources import datasets
 from tools.workspace import apply, make_workspace, read_preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,18 +62,6 @@ def repro(workspace: Path, *targets: str) -> list[str]:
 def ran(output: str) -> list[str]:
     """The stages that a `dvc` which printed this has run."""
     return re.findall(r"Running stage '(\w+)'", output)
-
-
-def parameters(preset: str | None = None, **changes: Any) -> Params:
-    """Those of params.yaml with a preset and single leaves, named section__leaf, changed."""
-    leaves = read_preset(ROOT / "presets" / preset) if preset else {}
-    leaves |= {key.replace("__", "."): value for key, value in changes.items()}
-    return validate_params(apply(yaml.load((ROOT / "params.yaml").read_text(), Loader), leaves, "test"), "test")
-
-
-def context(stage: str, params: Params) -> Context:
-    """What a stage is given, without DVC: it works in the working directory and keeps nothing in scratch."""
-    return Context.of(stage, params, ROOT / "dvc.yaml")
 
 
 def set_params(workspace: Path, **leaves: Any) -> None:
@@ -113,6 +104,18 @@ def wait_for(question: Callable[[], Any], problem: str, process: subprocess.Pope
         assert time.monotonic() < deadline and (process is None or process.poll() is None), problem
         time.sleep(0.01)
     return answer
+
+
+def parameters(preset: str | None = None, **changes: Any) -> Params:
+    """Those of params.yaml with a preset and single leaves, named section__leaf, changed."""
+    leaves = read_preset(ROOT / "presets" / preset) if preset else {}
+    leaves |= {key.replace("__", "."): value for key, value in changes.items()}
+    return validate_params(apply(yaml.load((ROOT / "params.yaml").read_text(), Loader), leaves, "test"), "test")
+
+
+def context(stage: str, params: Params) -> Context:
+    """What a stage is given, without DVC: it works in the working directory and keeps nothing in scratch."""
+    return Context.of(stage, params, ROOT / "dvc.yaml")
 
 
 def write_noise(train: int, others: int, size: tuple[int, int] = (28, 28)) -> None:
@@ -273,3 +276,28 @@ def mirror() -> str:
     if not place:
         pytest.skip("LFM_MIRROR is not set: tests on real MNIST need a directory or URL with its four files")
     return place
+
+
+class Digits(NamedTuple):
+    """A split of MNIST."""
+
+    images: torch.Tensor  # (N, 1, 28, 28) uint8
+    labels: torch.Tensor  # (N,) int64
+
+
+@pytest.fixture(scope="session")
+def digits(mirror: str) -> dict[str, Digits]:
+    """MNIST's three splits, those that the bundled weights were made with."""
+    p = parameters().data
+    full, test, *_ = datasets.DATASETS["mnist"](p, False)
+    train, validation = datasets.hold_out(full, test.labels, p.seed)
+    for record in (ROOT / "lfm/pretrained").rglob("record.json"):
+        assert json.loads(record.read_text())["train_sha256"] == datasets.digest(train), record
+    splits = {"train": train, "validation": validation, "test": test}
+    return {n: Digits(torch.tensor(s.images), torch.tensor(s.labels).long()) for n, s in splits.items()}
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LatentFlow:
+    """The model that comes with the package; tests leave it as it is."""
+    return LatentFlow.from_pretrained()
