@@ -36,9 +36,10 @@ from tests.conftest import (
     context,
     heed_signals,
     parameters,
+    run_stage,
     set_params,
     wait_for,
-)  # fmt: skip
+)
 from tools.mend import mend
 from tools.workspace import outs
 
@@ -51,9 +52,8 @@ def latents(n: int, seed: int) -> Latents:
     return Latents(mean, torch.full_like(mean, 0.1), torch.from_numpy(draws.integers(0, 10, n)))
 
 
-def tiny_params(steps: int, every: int = 4) -> Params:
-    changes = {"train__validate_every": 3, "train__snapshots": [0, 0.5, 1], "runtime__progress": False}
-    return parameters("tiny", train__steps=steps, runtime__checkpoint_every=every, **changes)
+def tiny_params(steps: int) -> Params:
+    return parameters("tiny", train__steps=steps, train__validate_every=3, runtime__checkpoint_every=4)
 
 
 def trained(p: Params, folder: Path) -> train.Result:
@@ -387,16 +387,18 @@ def test_an_ended_training_continues_to_the_same_bytes(own: Path, number: signal
     assert outs(own) == before and not list(own.rglob("*.part"))
 
 
-def test_a_part_that_exists_is_not_made_again(own: Path) -> None:
-    before = outs(own)
+def test_a_part_that_exists_is_not_made_again(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = outs(workspace)
     for stage in ("encode", "sample", "likelihood"):
-        result = command("python", "-m", f"stages.{stage}", cwd=own)
-        assert result.returncode == 0, result.stderr
-        damage(unfinished(own, "*")[0], "a flipped bit")
-        again = command("python", "-m", f"stages.{stage}", cwd=own)
-        assert again.returncode == 0 and "is damaged" in again.stderr
-        shutil.rmtree(own / ".dvc/tmp/lfm")
-    assert outs(own) == before
+        run_stage(stage)
+        parts = unfinished(workspace, "*")
+        damage(parts[0], "a flipped bit")
+        stamps = {path: path.stat().st_mtime_ns for path in parts[1:]}
+        run_stage(stage)
+        assert "is damaged" in capsys.readouterr().err and parts == unfinished(workspace, "*")
+        assert stamps == {path: path.stat().st_mtime_ns for path in parts[1:]}
+        shutil.rmtree(workspace / ".dvc/tmp/lfm")
+    assert outs(workspace) == before
 
 
 def test_a_second_process_of_a_stage_is_refused(own: Path) -> None:

@@ -19,8 +19,13 @@ from pipeline.params import Loader, load_params
 from tests.conftest import ENVIRONMENT, ROOT, command, ran, wait_for
 from tools.workspace import outs
 
-COMMITTED = [".gitignore", ".dvc/.gitignore", ".dvc/config"] + [
-    f"{x}/.gitignore" for x in ("data", "models", "reports")
+COMMITTED = [
+    ".gitignore",
+    ".dvc/.gitignore",
+    ".dvc/config",
+    "data/.gitignore",
+    "models/.gitignore",
+    "reports/.gitignore",
 ]
 WHO = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
