@@ -274,7 +274,7 @@ def test_broken_images_are_named_and_counted_and_stop_the_stage_unless_they_are_
     digest = digest_of(folder)
     reasons = [
         ("disc/y.jpg", ""),
-        ("line/x.png", "no image of a kind that is read here"),
+        ("line/x.png", "not an image in a known format"),
         ("square/bomb.png", "360,000 pixels, more than PIL's limit of 200,000"),
     ]
     with pytest.raises(UserError) as error:

@@ -3,19 +3,21 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lfm import decoder
+from lfm.errors import ConfigError
+from lfm.folder import digest as content_digest
+from lfm.folder import listing
 from pipeline.errors import UserError
 from pipeline.params import format_value
 from pipeline.paths import user_path
 from pipeline.progress import Progress, say
-from pipeline.sources import decoder
-from pipeline.sources.listing import listing
 
 TOGETHER = 1000  # files that are looked at, or decoded, before the next ones are
 NAMED = 5  # broken images that the error names; the log names all
@@ -74,12 +76,17 @@ def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: b
         raise UserError(
             f"data.root: {format_value(place)} is no directory; mend it (a relative path begins in the project)"
         )
-    parts, classes, listed = listing(root)
+    try:
+        parts, classes, listed, notes = listing(root)
+    except ConfigError as error:
+        raise UserError(f"data.root: {error}") from error
+    for note in notes:
+        say(f"fetch: {note}")
     names = [image.name for image in listed]
     looks = list(_look(root, names, show))
     broken = {name: look.broken for name, look in zip(names, looks, strict=True) if look.broken}
     _tell(broken, len(names), skip_broken)
-    if (found := _digest(names, looks)) != digest:
+    if (found := content_digest(zip(names, (look.sha256 for look in looks), strict=True))) != digest:
         raise UserError(
             f"data.digest is {digest!r}, but the content of {format_value(place)} has {found}; set data.digest: {found}"
         )
@@ -128,11 +135,3 @@ def _tell(broken: dict[str, str], total: int, skip: bool) -> None:
         )
     if broken:
         say(f"fetch: {len(broken):,} of {total:,} images are broken and left out")
-
-
-def _digest(names: Sequence[str], looks: Sequence[Look]) -> str:
-    """sha256 over the names of all images, sorted, and their contents."""
-    total = hashlib.sha256()
-    for name, look in sorted(zip(names, looks, strict=True)):
-        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(look.sha256))
-    return total.hexdigest()
