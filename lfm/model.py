@@ -8,6 +8,8 @@ A model is one folder:
     autoencoder/                     what diffusers' `AutoencoderKL.from_pretrained` opens
 """
 
+import functools
+import inspect
 import json
 import math
 import os
@@ -16,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import numpy as np
 import torch
@@ -75,6 +77,21 @@ class LogProb:
     def bits_per_dim(self) -> np.ndarray:
         """−log₂ p per latent dimension, (n,)."""
         return -self.nats / math.log(2) / self.dimensions
+
+
+P = ParamSpec("P")
+
+
+def _joining(stream: Callable[P, Iterator[Samples]]) -> Callable[P, Samples]:
+    """`stream` with its batches joined into one, the same arguments."""
+
+    @functools.wraps(stream)
+    def sample(*args: P.args, **kwargs: P.kwargs) -> Samples:
+        return _joined(list(stream(*args, **kwargs)))
+
+    sample.__name__, sample.__qualname__ = "sample", "LatentFlow.sample"
+    sample.__signature__ = inspect.signature(stream).replace(return_annotation=Samples)  # type: ignore[attr-defined]
+    return sample
 
 
 class LatentFlow:
@@ -143,11 +160,16 @@ class LatentFlow:
             autoencoder: another folder for it. By default `autoencoder/` within the model's; without one, all that
                 needs images raises.
 
-        Raises `ConfigError` where a file is missing, damaged or of another model.
+        Raises `ConfigError` where a file is missing, damaged or of another model, or where the hub can't be reached.
+
+        Example:
+            >>> LatentFlow.from_pretrained().save_pretrained("digits", torch.float16)
+            >>> LatentFlow.from_pretrained("digits")
+            LatentFlow(images 1×28×28, latents 6×4×4, 10 classes)
         """
         folder = BUNDLED if model is None else Path(model)
-        if model is not None and not folder.is_dir():
-            folder = _from_hub(str(model), revision)
+        if not folder.is_dir():
+            folder = _from_hub(model, revision)
         flow = _read_flow(folder / FLOW)
         transformer = load_model(folder, Transformer)
         sampler = Sampler()
@@ -191,6 +213,10 @@ class LatentFlow:
             self._autoencoder.to(torch.device(device))
         return self
 
+    def __repr__(self) -> str:
+        images, latents = ("×".join(map(str, shape)) for shape in (self.image_shape, self.latent_shape))
+        return f"LatentFlow(images {images}, latents {latents}, {self.classes or 'no'} classes)"
+
     @property
     def device(self) -> torch.device:
         """Where it works."""
@@ -206,52 +232,6 @@ class LatentFlow:
         return self._autoencoder
 
     # --- noise → images ------------------------------------------------------------------------------------------
-
-    def sample(
-        self,
-        labels: Labels = None,
-        n: int = 1,
-        *,
-        seed: int | None = None,
-        rows: Sequence[int] | np.ndarray | None = None,
-        sampler: Sampler | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        return_path: bool | Sequence[float] = False,
-        output_type: Output = "pil",
-        batch_size: int = 64,
-        precision: str = "float32",
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Samples:
-        """Draw images.
-
-        Image i of a seed follows from (seed, i, label) and the sampler alone: its bytes are the same however many are
-        drawn with it. Another `batch_size`, device or number of threads changes rounding, in float32 by at most a grey
-        level. Memory beyond the result is that of one batch; `stream` does not keep the result either.
-
-        Args:
-            labels: a class or several; None draws them uniformly, from the seed.
-            n: how many of each label, label by label; without labels, how many.
-            seed: None draws one; the result names it.
-            rows: which images of the seed, by default 0, 1, 2 …
-            sampler: all values at once; by default `self.sampler`, the model's own.
-            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's.
-            return_path: True for the images at every time of the grid, or times, of which the nearest in the grid are taken.
-            output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
-            batch_size: rows that are integrated together; the last batch is filled up.
-            precision: `float32` or `bf16`.
-            progress: called with (images drawn, images in all) after each batch.
-
-        Raises `ConfigError` that names the argument which can't be used.
-        """
-        batches = self.stream(
-            labels, n, seed=seed, rows=rows, sampler=sampler, steps=steps, solver=solver, guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval, return_path=return_path, output_type=output_type, batch_size=batch_size,
-            precision=precision, progress=progress,
-        )  # fmt: skip
-        return _joined(list(batches))
 
     def stream(
         self,
@@ -271,37 +251,64 @@ class LatentFlow:
         precision: str = "float32",
         progress: Callable[[int, int], object] | None = None,
     ) -> Iterator[Samples]:
-        """`sample`, a batch at a time: for more images than memory holds. Arguments are checked before the first batch."""
+        """Draw images: `sample` returns all of them, `stream` yields them a batch at a time, for more than memory holds.
+
+        Image i of a seed follows from (seed, i, label) and the sampler alone: its bytes are the same however many are drawn
+        with it, since every batch is integrated whole, a short one filled up. Another `batch_size`, device or number of
+        threads changes rounding, in float32 by at most a grey level; `dopri5` chooses its steps by the whole batch, so there
+        images agree within its tolerances.
+
+        Args:
+            labels: a class or several; None draws them uniformly, from the seed.
+            n: how many of each label, label by label; without labels, how many.
+            seed: None draws one; the result names it.
+            rows: which images of the seed, one number an image; by default 0, 1, 2 …
+            sampler: all values at once; by default `self.sampler`, the model's own.
+            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's.
+            return_path: True for the images at every time of the grid, or times in [0, 1], of which the nearest in the grid
+                are taken.
+            output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
+            batch_size: rows that are integrated together; a lower one is faster for a few images.
+            precision: `float32` or `bf16`.
+            progress: called with (images drawn, images in all) after each batch.
+
+        Returns:
+            `Samples`, of all images or of a batch.
+
+        Raises `ConfigError` that names the argument which can't be used, `stream` too before its first batch.
+
+        Example:
+            >>> drawn = model.sample([3, 1, 4], n=2, seed=0, batch_size=6)
+            >>> len(drawn.images), drawn.images[0].size, drawn.labels.tolist()
+            (6, (28, 28), [3, 3, 1, 1, 4, 4])
+        """
         changes: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
         s = (sampler or self.sampler)._replace(**{k: v for k, v in changes.items() if v is not None})
-        s = s if guidance_interval is None else s._replace(guidance_interval=_pair(guidance_interval))
+        s = s if guidance_interval is None else s._replace(guidance_interval=guidance_interval)
         s = s.check()
         seed = secrets.randbits(32) if seed is None else _integer("seed", seed, 0, 2**63 - 1)
         _integer("batch_size", batch_size, 1, 10**6)
-        _one_of("precision", precision, ("float32", "bf16"))
-        _one_of("output_type", output_type, ("pil", "np", "pt", "latent"))
+        _check_output(output_type, precision)
         if output_type != "latent":
             _ = self.autoencoder
-        if not self.classes and s.guidance_scale != 1:
-            raise ConfigError(f"guidance_scale is {s.guidance_scale:g}; this model knows no labels: set it to 1")
+        self._check_guidance(s.guidance_scale)
         y, numbers = self._asked_for(labels, n, seed, rows)
         grid = time_grid(s.steps, s.time_shift, self.end)
         path_at = _places(return_path, grid, self.end)
         return self._stream(s, y, numbers, seed, grid, path_at, output_type, batch_size, precision, progress)
+
+    sample = _joining(stream)
 
     def _asked_for(
         self, labels: Labels, n: int, seed: int, rows: Sequence[int] | np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Label and row number of every image."""
         _integer("n", n, 1, 2**31)
-        if labels is None:
-            numbers = np.arange(n) if rows is None else np.asarray(rows, np.int64)
+        y = None if labels is None else np.repeat(self._labels(labels), n)
+        numbers = _rows(rows, n if y is None else len(y))
+        if y is None:
             drawn = [random.generator(seed, "label", int(row)).integers(max(1, self.classes)) for row in numbers]
-            return np.array(drawn, np.int64), numbers
-        y = np.repeat(self._labels(labels), n)
-        numbers = np.arange(len(y)) if rows is None else np.asarray(rows, np.int64)
-        if len(numbers) != len(y):
-            raise ConfigError(f"rows has {len(numbers)} entries, and {len(y)} images are asked for; give one each")
+            y = np.array(drawn, np.int64)
         return y, numbers
 
     @torch.inference_mode()
@@ -345,7 +352,15 @@ class LatentFlow:
 
         Args:
             images: PIL images, or 8-bit pixels (H, W), (n, H, W) or (n, C, H, W), of the size the model was trained on.
+            batch_size, precision: as for `sample`.
+
+        Example:
+            >>> x = model.encode(np.zeros((2, 28, 28), np.uint8))
+            >>> tuple(x.shape), tuple(model.decode(x, "np").shape)
+            ((2, 6, 4, 4), (2, 1, 28, 28))
         """
+        _integer("batch_size", batch_size, 1, 10**6)
+        _check_output("latent", precision)
         coder, pixels = self.autoencoder, self._pixels(images).to(self.device)
         with precision_context(precision, self.device):
             means = [coder.moments(part)[0] for part in pixels.split(batch_size)]
@@ -356,7 +371,9 @@ class LatentFlow:
         self, latents: Tensor, output_type: Output = "pil", batch_size: int = 64, precision: str = "float32"
     ) -> Any:
         """Normalised latents (n, c, h, w) → images, as `sample` returns them."""
-        parts = []
+        _integer("batch_size", batch_size, 1, 10**6)
+        _check_output(output_type, precision)
+        latents, parts = self._checked(latents), []
         for start in range(0, len(latents), batch_size):
             full = torch.arange(start, start + batch_size) % len(latents)
             count = min(batch_size, len(latents) - start)
@@ -385,32 +402,43 @@ class LatentFlow:
                 raise ConfigError(f"images have several sizes; resize them to {width}×{height}")
             images = np.stack(modes)
             images = images[:, None] if channels == 1 else np.moveaxis(images, -1, 1)
-        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
-        if pixels.dtype != torch.uint8:
-            raise ConfigError(f"images are {pixels.dtype}; accepted are PIL images and 8-bit pixels (uint8)")
+        array = images if isinstance(images, Tensor) else np.ascontiguousarray(images)
+        if array.dtype not in (torch.uint8, np.uint8):
+            raise ConfigError(f"images are {array.dtype}; accepted are PIL images and 8-bit pixels (uint8)")
+        pixels = array if isinstance(array, Tensor) else torch.from_numpy(array)
         if channels == 1 and pixels.dim() in (2, 3):
             pixels = pixels.reshape(-1, 1, *pixels.shape[-2:])
         if pixels.dim() == 3:
             pixels = pixels[None]
-        if tuple(pixels.shape[1:]) != self.image_shape:
+        if tuple(pixels.shape[1:]) != self.image_shape or not len(pixels):
             raise ConfigError(
-                f"images are {list(pixels.shape[1:])} (channels, height, width); this model takes {list(self.image_shape)}"
+                f"images are {tuple(pixels.shape)}; this model takes n × {self.image_shape}"
             )
         return pixels
 
     def _latents(self, x: Images) -> Tensor:
-        """Normalised latents: what is a floating-point tensor (n, c, h, w) as it is, images encoded."""
-        if isinstance(x, Tensor) and x.is_floating_point():
-            if tuple(x.shape[1:]) != self.latent_shape:
-                raise ConfigError(f"latents are {list(x.shape[1:])}; this model takes {list(self.latent_shape)}")
-            return x.to(self.device)
-        return self.encode(x)
+        """Normalised latents (n, c, h, w), n ≥ 1: a floating-point tensor as it is, images encoded."""
+        return self._checked(x) if isinstance(x, Tensor) and x.is_floating_point() else self.encode(x)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ConfigError(f"latents are {type(x).__name__}; accepted: a floating-point tensor")
+        if tuple(x.shape[1:]) != self.latent_shape or not len(x):
+            raise ConfigError(f"latents are {tuple(x.shape)}; this model takes n × {self.latent_shape}")
+        return x.to(self.device)
 
     # --- through the noise ---------------------------------------------------------------------------------------
 
     def velocity(self, t: float | Tensor, x: Tensor, labels: Labels = None, guidance_scale: float = 1.0) -> Tensor:
-        """v(t, x), (n, c, h, w), at normalised latents x of that shape; None: without labels."""
+        """dx/dt at time t (0: noise, 1: data), a scalar, and normalised latents x: (n, c, h, w) each.
+
+        Args:
+            labels: one each, or one for all; None: without labels.
+            guidance_scale: v(∅) + scale · (v(y) − v(∅)), as in `lfm.sampling.guidance`.
+        """
+        x = self._checked(x)
         y = self._labels_of(labels, len(x))
+        self._check_guidance(guidance_scale)
         time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         return self._guided(y, guidance_scale)(time, x)
 
@@ -422,6 +450,12 @@ class LatentFlow:
             x: images as `encode` takes them, or normalised latents (n, c, h, w) as floating-point tensor.
             labels: one each, or one for all; None: without labels.
             steps: of the fourth-order solver.
+
+        Example:
+            >>> x = model.sample(3, n=2, seed=0, output_type="latent", batch_size=2).images
+            >>> noise = model.invert(x, 3)
+            >>> float((model.generate(noise, 3, output_type="latent") - x).abs().max()) < 1e-3
+            True
         """
         latents = self._latents(x)
         return invert(self._guided(self._labels_of(labels, len(latents))), latents, self._grid(steps))
@@ -437,9 +471,11 @@ class LatentFlow:
         output_type: Output = "pil",
     ) -> Any:
         """Noise (n, c, h, w), such as `invert` returns, → images: its way back, by the same solver."""
+        noise = self._checked(noise)
+        self._check_guidance(guidance_scale)
+        _check_output(output_type)
         velocity = self._guided(self._labels_of(labels, len(noise)), guidance_scale)
-        latents = generate(velocity, noise.to(self.device), self._grid(steps))
-        return self.decode(latents, output_type)
+        return self.decode(generate(velocity, noise, self._grid(steps)), output_type)
 
     @torch.inference_mode()
     def interpolate(
@@ -454,16 +490,21 @@ class LatentFlow:
 
         Returns:
             A list of n, each with the pictures of all pairs, as `sample` returns them.
+
+        Example:
+            >>> ends = model.sample([3, 5], seed=0, output_type="latent", batch_size=2).images
+            >>> [len(step) for step in model.interpolate(ends[:1], ends[1:], n=4)]
+            [1, 1, 1, 1]
         """
         _integer("n", n, 2, 10_000)
+        _check_output(output_type)
         first, last = self._latents(a), self._latents(b)
         if len(first) != len(last):
             raise ConfigError(f"{len(first)} images to start from and {len(last)} to end at; give as many of both")
-        y = self._labels_of(labels, len(first))
-        ends = self.invert(torch.cat([first, last]), np.tile(y, 2), steps)
-        start, end = ends.chunk(2)
+        y, grid = self._labels_of(labels, len(first)), self._grid(steps)
+        start, end = invert(self._guided(np.tile(y, 2)), torch.cat([first, last]), grid).chunk(2)
         x0 = torch.cat([slerp(start, end, i / (n - 1)) for i in range(n)])
-        latents = self.generate(x0, np.tile(y, n), steps=steps, output_type="latent")
+        latents = generate(self._guided(np.tile(y, n)), x0, grid)
         return [self.decode(part, output_type) for part in latents.chunk(n)]
 
     @torch.inference_mode()
@@ -481,15 +522,19 @@ class LatentFlow:
 
         Returns:
             A list of as many as `to`, each with the pictures of all images, as `sample` returns them.
+
+        Example:
+            >>> three = model.sample(3, seed=0, batch_size=1).images
+            >>> [len(digit) for digit in model.transfer(three, to=[0, 8], labels=3)]
+            [1, 1]
         """
-        if not self.classes:
-            raise ConfigError("transfer needs labels, and this model knows none")
-        x0, targets = self.invert(x, labels, steps), self._labels(to)
+        targets = self._labels(to)
         scale = self.sampler.guidance_scale if guidance_scale is None else guidance_scale
-        latents = self.generate(
-            x0.repeat(len(targets), 1, 1, 1), np.repeat(targets, len(x0)), guidance_scale=scale, steps=steps,
-            output_type="latent",
-        )  # fmt: skip
+        self._check_guidance(scale)
+        _check_output(output_type)
+        x0 = self.invert(x, labels, steps)
+        velocity = self._guided(np.repeat(targets, len(x0)), scale)
+        latents = generate(velocity, x0.repeat(len(targets), 1, 1, 1), self._grid(steps))
         return [self.decode(part, output_type) for part in latents.chunk(len(targets))]
 
     def log_prob(
@@ -504,20 +549,30 @@ class LatentFlow:
         seed: int = 0,
         rows: Sequence[int] | None = None,
     ) -> LogProb:
-        """log p of the images' latents (of the posterior's mean; a density of latents, not of pixels).
+        """log p(x | label) of latents under the flow (Chen et al. 2018, eq. 8), of images' posterior means: a density of
+        normalised latents, not of pixels.
 
         Args:
             x: images or latents.
+            labels: one each, or one for all; None: without labels.
             divergence: `exact` takes a derivative a dimension, `hutchinson` one a probe.
             probes: independent estimates of each; two or more give a standard error.
+            steps, solver: of a fixed-step solver, from data to noise.
             seed, rows: the probes of image i follow from (seed, row i); rows are 0, 1, 2 … by default.
+
+        Example:
+            >>> x = model.sample(3, n=2, seed=0, output_type="latent", batch_size=2).images
+            >>> estimate = model.log_prob(x, 3, probes=2)
+            >>> estimate.nats.shape, estimate.standard_error.shape, estimate.dimensions
+            ((2,), (2,), 96)
         """
         _one_of("divergence", divergence, ("hutchinson", "exact"))
         _one_of("solver", solver, tuple(FIXED_STEP))
         _integer("probes", probes, 1, 10_000)
+        _integer("seed", seed, 0, 2**63 - 1)
         latents = self._latents(x).clone()  # no inference tensor: derivatives are taken
         velocity, grid = self._guided(self._labels_of(labels, len(latents))), self._grid(steps)
-        numbers = range(len(latents)) if rows is None else rows
+        numbers = _rows(rows, len(latents)).tolist()
         if divergence == "exact":
             nats = log_likelihood(velocity, latents, grid, solver, exact_divergence).cpu().numpy()
             return LogProb(nats, np.zeros_like(nats), math.prod(self.latent_shape))
@@ -525,8 +580,8 @@ class LatentFlow:
         for i in range(probes):
             stream = "probe" if i == 0 else f"probe {i}"
             probe = random.normal_rows(seed, stream, numbers, self.latent_shape).sign().to(self.device)
-            found = log_likelihood(velocity, latents, grid, solver, hutchinson_divergence(probe))
-            estimates.append(found.cpu().numpy())
+            estimate = log_likelihood(velocity, latents, grid, solver, hutchinson_divergence(probe))
+            estimates.append(estimate.cpu().numpy())
         spread = np.std(estimates, axis=0, ddof=1) if probes > 1 else np.full_like(estimates[0], np.nan)
         mean = estimates[0] if probes == 1 else np.mean(estimates, axis=0)
         return LogProb(mean, spread / math.sqrt(probes), math.prod(self.latent_shape))
@@ -541,27 +596,30 @@ class LatentFlow:
         return time_grid(_integer("steps", steps, 1, MOST_STEPS), end=self.end)
 
     def _labels(self, labels: Labels) -> np.ndarray:
-        """Labels (n,) int64, each a class of this model, or the null label of `transformer.null_label`."""
+        """Labels (n,) int64, each a class of this model."""
         y = np.atleast_1d(labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels))
         if not self.classes:
-            raise ConfigError(f"labels are {_short(y)}; this model knows no labels: leave them out")
+            raise ConfigError(f"labels are {_short(y)}; this model knows none: leave them out")
         if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu":
             raise ConfigError(f"labels are {_short(y)}; accepted are whole numbers from 0 to {self.classes - 1}")
         if y.min() < 0 or y.max() >= self.classes:
             wrong = y[(y < 0) | (y >= self.classes)][0]
-            raise ConfigError(f"label {wrong} is no class of this model; accepted: 0 to {self.classes - 1}")
+            raise ConfigError(f"labels: {wrong} is no class of this model; accepted: 0 to {self.classes - 1}")
         return y.astype(np.int64)
 
     def _labels_of(self, labels: Labels, n: int) -> np.ndarray:
         """A label for each of n rows; the null label where there is none."""
         if labels is None:
             return np.full(n, self.transformer.null_label)
-        y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-        if y.ndim and len(y) != n:
-            raise ConfigError(f"{len(y)} labels for {n} images; give one each, or one for all")
-        if y.ndim and (y == self.transformer.null_label).all():
-            return y.astype(np.int64)
-        return np.broadcast_to(self._labels(y), (n,)).copy()
+        y = self._labels(labels)
+        if len(y) not in (1, n):
+            raise ConfigError(f"labels: {len(y)} of them for {n} images; give one each, or one for all")
+        return np.broadcast_to(y, (n,)).copy()
+
+    def _check_guidance(self, scale: float) -> None:
+        self.sampler._replace(guidance_scale=scale).check()
+        if not self.classes and scale != 1:
+            raise ConfigError(f"guidance_scale is {scale:g}; this model knows no labels: set it to 1")
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
@@ -590,10 +648,10 @@ def _places(return_path: bool | Sequence[float], grid: Tensor, end: float) -> li
     """Places of the grid at which images are wanted on the way."""
     if isinstance(return_path, bool):
         return list(range(len(grid))) if return_path else []
-    times = grid.numpy()
-    if any(not 0 <= t <= 1 for t in return_path):
-        raise ConfigError(f"return_path is {list(return_path)!r}; accepted are times from 0 to 1")
-    return sorted({int(np.abs(times - t * end).argmin()) for t in return_path})
+    times, wanted = grid.numpy(), np.asarray(return_path)
+    if wanted.ndim != 1 or wanted.dtype.kind not in "iuf" or not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ConfigError(f"return_path is {return_path!r}; accepted: True, False or times from 0 to 1")
+    return sorted({int(np.abs(times - t * end).argmin()) for t in wanted})
 
 
 def _integer(name: str, value: object, least: int, most: int) -> int:
@@ -607,19 +665,26 @@ def _one_of(name: str, value: object, names: Sequence[str]) -> None:
         raise ConfigError(f"{name} is {value!r}; accepted: {', '.join(names)}")
 
 
-def _pair(interval: Sequence[float]) -> tuple[float, float]:
-    if len(interval) != 2:
-        raise ConfigError(f"guidance_interval is {list(interval)!r}; accepted: two rising times from 0 to 1")
-    return float(interval[0]), float(interval[1])
+def _check_output(output_type: object, precision: object = "float32") -> None:
+    _one_of("output_type", output_type, ("pil", "np", "pt", "latent"))
+    _one_of("precision", precision, ("float32", "bf16"))
+
+
+def _rows(rows: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
+    """Row numbers (n,) int64, by default 0 … n − 1."""
+    numbers = np.arange(n) if rows is None else np.asarray(rows)
+    if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+        raise ConfigError(f"rows are {_short(numbers)}; accepted: {n} whole numbers from 0, one an image")
+    return numbers.astype(np.int64)
 
 
 def _short(values: np.ndarray) -> str:
     return repr(values.tolist()[:5]) if values.size <= 5 else f"{values.tolist()[:5]!r} …"
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str | os.PathLike[str] | None, revision: str | None) -> Path:
     """The folder of a model on the Hugging Face hub, downloaded or from the cache."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         raise ConfigError(f"{name}: no such folder; name one that holds {FLOW}, or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
@@ -661,8 +726,6 @@ def _read_sampler(path: Path) -> Sampler:
     try:
         if unknown:
             raise ConfigError(f"'{min(unknown)}' is no value of a sampler")
-        if "guidance_interval" in values:
-            values["guidance_interval"] = _pair(values["guidance_interval"])
         return Sampler(**values).check()
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}; fetch or make the model again") from error

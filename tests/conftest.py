@@ -8,18 +8,21 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from lfm.model import LatentFlow
 from pipeline import http as transfer
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
-from tools.workspace import make_workspace
+from pipeline.artifacts import hdf5, images
+from pipeline.params import Loader, Params, validate_params
+from pipeline.run import Context
+from tools.workspace import apply, make_workspace, read_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 # One thread: the tiny models are too small for two, and the figures don't depend on what else the machine does.
@@ -47,16 +50,29 @@ def repro(workspace: Path) -> str:
     return result.stdout
 
 
+def parameters(preset: str | None = None, **changes: Any) -> Params:
+    """Those of params.yaml with a preset and single leaves, named section__leaf, changed."""
+    leaves = read_preset(ROOT / "presets" / preset) if preset else {}
+    leaves |= {key.replace("__", "."): value for key, value in changes.items()}
+    return validate_params(apply(yaml.load((ROOT / "params.yaml").read_text(), Loader), leaves, "test"), "test")
+
+
+def context(stage: str, params: Params) -> Context:
+    """What a stage is given, without DVC: it works in the working directory and keeps nothing in scratch."""
+    return Context.of(stage, params, ROOT / "dvc.yaml")
+
+
 def write_noise(train: int, others: int, size: tuple[int, int] = (28, 28)) -> None:
     """An images.h5 of grey noise with two labels, in the working directory: so many images to train on, and for each other
     split."""
     g = np.random.default_rng(0)
-    with arrays.writing(IMAGES) as out:
-        for split, n in zip(SPLITS, (train, others, others), strict=True):
+    Path("data").mkdir(exist_ok=True)
+    with hdf5.writing(Path("data/images.h5")) as out:
+        for split, n in zip(hdf5.SPLITS, (train, others, others), strict=True):
             out.add(f"{split}/images", g.integers(0, 256, (n, 1, *size), dtype=np.uint8))
             out.add(f"{split}/labels", (np.arange(n) % 2).astype(np.uint8))
         checksums = {"train_sha256": "0" * 64, "test_sha256": "1" * 64}
-        out.attributes(format=IMAGES_FORMAT, dataset="noise", classes=2, **checksums)
+        out.attributes(format=images.FORMAT.name, dataset="noise", classes=2, **checksums)
 
 
 @pytest.fixture(scope="session")
@@ -167,3 +183,9 @@ def mirror() -> str:
     if not place:
         pytest.skip("LFM_MIRROR is not set: tests on real MNIST need a directory or URL with its four files")
     return place
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LatentFlow:
+    """The model that comes with the package; tests leave it as it is."""
+    return LatentFlow.from_pretrained()

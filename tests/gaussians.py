@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lfm.flow.path import Path
+from lfm.flow.path import ProbPath
 
-MEANS, STDS, WEIGHTS = (-1.0, 1.2), (0.4, 0.5), (0.4, 0.6)  # the mixture of closed form 2
+MEANS, STDS, WEIGHTS = (-1.0, 1.2), (0.4, 0.5), (0.4, 0.6)
 
 
-def _components(path: Path, mixture: tuple[tuple[float, ...], ...], t: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+def _components(path: ProbPath, mixture: tuple[tuple[float, ...], ...], t: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """Of p_t at x (N,): each component's log density (N, K) with its weight, offset of x from its mean, and variance (K,)."""
     m, s, w = (torch.tensor(v, dtype=torch.float64) for v in mixture)
     c = path(t)
@@ -25,7 +25,7 @@ def _components(path: Path, mixture: tuple[tuple[float, ...], ...], t: Tensor, x
 
 
 def mixture_velocity(
-    path: Path,
+    path: ProbPath,
     means: tuple[float, ...] = MEANS,
     stds: tuple[float, ...] = STDS,
     weights: tuple[float, ...] = WEIGHTS,
@@ -42,7 +42,7 @@ def mixture_velocity(
 
 
 def mixture_log_density(
-    path: Path,
+    path: ProbPath,
     t: Tensor,
     x: Tensor,
     means: tuple[float, ...] = MEANS,

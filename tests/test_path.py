@@ -1,4 +1,4 @@
-"""Paths, conversions, losses, couplings and times against closed forms (numbered as in the design)."""
+"""Paths, conversions, losses, couplings and times against closed forms."""
 
 import itertools
 import math
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lfm import random
 from lfm.flow.coupling import independent, optimal_transport
-from lfm.flow.path import PATHS, SHORT_OF_ONE, Path, as_velocity, cfm_loss, convert, interpolate, last_time, make_path
+from lfm.flow.loss import cfm_loss
+from lfm.flow.path import PATHS, SHORT_OF_ONE, ProbPath, as_velocity, convert, interpolate, last_time, make_path
 from lfm.flow.times import sample_times, stratified
 from tests.gaussians import mixture_log_density, mixture_velocity
 
@@ -20,7 +21,7 @@ NAMES = ["cond_ot with σ_min", *PATHS]
 
 
 @pytest.mark.parametrize("path", ALL, ids=NAMES)
-def test_u_is_the_derivative_of_the_path(path: Path) -> None:
+def test_u_is_the_derivative_of_the_path(path: ProbPath) -> None:
     x0, x1 = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.01, 0.99, 5, dtype=torch.float64, requires_grad=True)
     for i in range(3):
@@ -53,7 +54,7 @@ WAYS = ("velocity", "score", "noise", "data")
 
 @pytest.mark.parametrize("path", ALL, ids=NAMES)
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(WAYS, 2)))
-def test_conversions_agree_on_the_mixture(path: Path, source: str, target: str) -> None:
+def test_conversions_agree_on_the_mixture(path: ProbPath, source: str, target: str) -> None:
     """Velocity and score of the mixture each have a closed form of their own; noise and data follow from the score by
     Tweedie's formula, E[x1 | x] = (x + σ² ∇ log p) / α."""
     velocity = mixture_velocity(path)
@@ -84,7 +85,7 @@ def test_a_data_prediction_becomes_a_velocity_and_its_loss_is_of_the_data() -> N
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
-def test_form_3_the_loss_that_no_model_can_beat(scale: float) -> None:
+def test_the_irreducible_loss_of_a_gaussian(scale: float) -> None:
     """For N(0, s²) on the straight path with σ_min = 0 the best velocity leaves π s / 2 a dimension."""
     n = 1 << 16
     g = torch.Generator().manual_seed(1)
@@ -142,7 +143,7 @@ def times(density: str, mean: float = 0.0, std: float = 1.0, share: float = 0.2)
     return torch.stack(found).double()
 
 
-def test_form_11_stratified_times() -> None:
+def test_stratified_times_have_one_draw_in_each_bin() -> None:
     t = times("stratified")
     for row in t:
         assert sorted((row * BATCH).long().tolist()) == list(range(BATCH)), "one time in each bin"

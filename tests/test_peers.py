@@ -18,7 +18,7 @@ from torchcfm.conditional_flow_matching import (
 from torchcfm.optimal_transport import OTPlanSampler
 
 from lfm.flow.coupling import optimal_transport
-from lfm.flow.path import Path, convert, interpolate, make_path
+from lfm.flow.path import ProbPath, convert, interpolate, make_path
 from lfm.sampling.likelihood import log_likelihood
 from lfm.sampling.solver import integrate, time_grid
 from tests.gaussians import mixture_velocity
@@ -85,7 +85,7 @@ def test_the_exact_assignment_is_that_of_torchcfm() -> None:
 class Field(nn.Module):
     """A known velocity in the form that flow_matching's solver asks for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ProbPath) -> None:
         super().__init__()
         self.velocity = mixture_velocity(path)
 

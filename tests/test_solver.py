@@ -1,4 +1,4 @@
-"""Solvers, the stochastic equation and the likelihood against closed forms (numbered as in the design)."""
+"""Solvers, the stochastic equation and the likelihood against closed forms."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfm.flow.path import Path, make_path
-from lfm.nets.latents import slerp
+from lfm.flow.path import ProbPath, make_path
+from lfm.sampling.inversion import slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.sampling.solver import FIXED_STEP, euler_maruyama, integrate, time_grid
 from tests.gaussians import mixture_log_density, mixture_velocity
@@ -17,7 +17,7 @@ POINTS = torch.linspace(-2, 2, 9, dtype=torch.float64)
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 
 
-def test_form_1_a_gaussian_is_reached_by_its_exact_map() -> None:
+def test_a_gaussian_is_reached_by_its_exact_map() -> None:
     m, s, sigma_min = 0.7, 0.3, 0.01
     x0 = torch.linspace(-3, 3, 13, dtype=torch.float64)
     velocity = mixture_velocity(make_path("cond_ot", sigma_min), (m,), (s,), (1.0,))
@@ -29,7 +29,7 @@ def test_form_1_a_gaussian_is_reached_by_its_exact_map() -> None:
 
 @pytest.mark.parametrize("path", [STRAIGHT, TRIGONOMETRIC], ids=["cond_ot", "gvp"])
 @pytest.mark.parametrize("solver", FIXED_STEP)
-def test_form_2_each_solver_has_its_order_on_a_mixture(solver: str, path: Path) -> None:
+def test_each_solver_has_its_order_on_a_mixture(solver: str, path: ProbPath) -> None:
     velocity = mixture_velocity(path)
     exact = integrate(velocity, POINTS, time_grid(2048), "rk4").x[-1]
     errors = [(integrate(velocity, POINTS, time_grid(n), solver).x[-1] - exact).norm() for n in (128, 256)]
@@ -77,7 +77,7 @@ def test_a_shifted_grid_spends_its_steps_where_it_should() -> None:
     assert time_grid(4, end=0.9)[-1] == 0.9
 
 
-def test_form_5_there_and_back_falls_with_order_4() -> None:
+def test_the_error_of_an_inversion_round_trip_falls_with_order_4() -> None:
     velocity = mixture_velocity(STRAIGHT)
     errors = []
     for n in (64, 128):
@@ -103,7 +103,7 @@ def test_without_noise_the_stochastic_equation_is_eulers_method() -> None:
 
 @pytest.mark.parametrize("path", [STRAIGHT, TRIGONOMETRIC], ids=["cond_ot", "gvp"])
 @pytest.mark.parametrize("strength", [0.5, 2.0])
-def test_the_stochastic_equation_has_the_marginals_of_the_velocity(path: Path, strength: float) -> None:
+def test_the_stochastic_equation_has_the_marginals_of_the_velocity(path: ProbPath, strength: float) -> None:
     """On a Gaussian each step is x ↦ slope · x + offset + spread · ε, so mean and variance follow without any sampling:
     three runs of each step measure its three numbers. What is left is the discretisation, of order 1."""
     m, s = 0.7, 0.5
@@ -127,7 +127,7 @@ def test_the_stochastic_equation_has_the_marginals_of_the_velocity(path: Path, s
 
 
 @pytest.mark.parametrize("path", [STRAIGHT, TRIGONOMETRIC], ids=["cond_ot", "gvp"])
-def test_form_7_the_likelihood_of_a_known_density(path: Path) -> None:
+def test_the_likelihood_of_a_mixture_is_its_density(path: ProbPath) -> None:
     velocity = mixture_velocity(path)
     x1 = torch.linspace(-2.5, 3, 12, dtype=torch.float64)[:, None]
     found = log_likelihood(lambda t, x: velocity(t, x[:, 0])[:, None], x1, time_grid(128), "rk4")
@@ -136,7 +136,7 @@ def test_form_7_the_likelihood_of_a_known_density(path: Path) -> None:
     assert (found - expected).abs().max() < 1e-4
 
 
-def test_form_7_one_probe_is_exact_for_an_isotropic_gaussian() -> None:
+def test_one_probe_is_exact_for_an_isotropic_gaussian() -> None:
     velocity = mixture_velocity(STRAIGHT, (0.0,), (0.6,), (1.0,))
     g = torch.Generator().manual_seed(3)
     x1, probe = (
@@ -148,7 +148,7 @@ def test_form_7_one_probe_is_exact_for_an_isotropic_gaussian() -> None:
     torch.testing.assert_close(estimated, exact, rtol=1e-12, atol=1e-12)
 
 
-def test_form_7_many_probes_average_to_the_exact_divergence() -> None:
+def test_many_probes_average_to_the_exact_divergence() -> None:
     g = torch.Generator().manual_seed(4)
     matrix, n = torch.randn(6, 6, generator=g, dtype=torch.float64), 4000
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfm import random
 from lfm.flow.path import as_velocity, last_time, make_path
@@ -14,24 +13,20 @@ from lfm.nets.transformer import Transformer
 from lfm.sampling.guidance import guided
 from lfm.sampling.solver import integrate, time_grid
 from pipeline.artifacts.latents import Latents
-from pipeline.params import Loader, Params, validate_params
-from pipeline.training.checkpoint import Checkpoints
-from stages.train import Result, train
-from tests.conftest import ROOT
-from tools.workspace import apply
+from pipeline.params import Params
+from stages.train import SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, snapshot, train
+from tests.conftest import context, parameters
 
 CLASSES, EACH = 8, 8
 SMALL = {
-    "model.width": 64, "model.depth": 2, "train.steps": 400, "train.batch_size": 64, "train.warmup_steps": 20,
-    "train.ema_decay": 0.98, "train.compile": False, "train.precision": "float32", "train.validate_every": 400,
-    "train.snapshots": [1],
+    "model__width": 64, "model__depth": 2, "train__steps": 400, "train__batch_size": 64, "train__warmup_steps": 20,
+    "train__ema_decay": 0.98, "train__compile": False, "train__precision": "float32", "train__validate_every": 400,
+    "train__snapshots": [1], "runtime__progress": False,
 }  # fmt: skip
 
 
 def params(**changes: Any) -> Params:
-    base = yaml.load((ROOT / "params.yaml").read_text(), Loader)
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return validate_params(apply(base, SMALL | changes, "test"), "test")
+    return parameters(**SMALL | changes)
 
 
 def points() -> tuple[Latents, Tensor]:
@@ -46,7 +41,7 @@ def points() -> tuple[Latents, Tensor]:
 def fit(p: Params, data: Latents) -> Result:
     torch.manual_seed(0)
     model = Transformer(4, 4, **p.model.model_dump(exclude={"labels"}), classes=CLASSES)
-    return train(model, p.flow, p.train, data, data, show=False, saved=Checkpoints())
+    return train(context("train", p), model, data, data)
 
 
 def sampled(p: Params, model: Transformer, labels: Tensor) -> Tensor:
@@ -76,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_form_14_sixty_four_latents_are_learned_with_their_labels(changes: dict[str, Any]) -> None:
+def test_sixty_four_latents_are_learned_with_their_labels(changes: dict[str, Any]) -> None:
     p = params(**changes)
     data, centres = points()
     labels = torch.arange(200) % CLASSES
@@ -87,7 +82,7 @@ def test_form_14_sixty_four_latents_are_learned_with_their_labels(changes: dict[
     assert distance.median() < 11 / 4
 
 
-def test_form_14_shuffled_labels_tell_nothing() -> None:
+def test_labels_that_are_shuffled_carry_no_information() -> None:
     p, (data, centres) = params(), points()
     # Of each centre's eight points one gets each label: a label says nothing about the centre.
     shuffled = replace(data, labels=torch.arange(CLASSES * EACH) // EACH)
@@ -105,3 +100,20 @@ def test_the_validation_loss_is_of_the_velocity_whatever_is_predicted() -> None:
     }
     zero = 1.0 + data.mean.square().mean().item()  # a model that says 0
     assert losses["velocity"] < zero / 3 and losses["data"] < zero / 3
+
+
+@pytest.mark.parametrize("path", ["cond_ot", "vp"])
+def test_snapshots_are_the_midpoint_rule_of_the_sampling_room(path: str) -> None:
+    """`train` writes its integration out, so that editing the sampler never retrains: the same floats all the same."""
+    p = params(flow__path=path, train__seed=3)
+    torch.manual_seed(0)
+    model = Transformer(4, 4, **p.model.model_dump(exclude={"labels"}), classes=CLASSES).eval()
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.1)
+    flow = make_path(path, p.flow.sigma_min)
+    end, shape = last_time(flow, divides_by_sigma=False), torch.Size((4, 4, 4))
+    x0 = random.normal_rows(3, "snapshot", range(SNAPSHOT_NOISES), shape)
+    y = torch.arange(SNAPSHOT_NOISES) % CLASSES
+    with torch.no_grad():
+        expected = integrate(lambda t, x: model(t, x, y), x0, time_grid(SNAPSHOT_STEPS, end=end), "midpoint").x[-1]
+    assert torch.equal(snapshot(model, model, end, shape, p.train), expected)

@@ -1,7 +1,7 @@
 """How a trained velocity is turned into samples: one set of values, and the one function that uses them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +14,13 @@ MOST_STEPS = 10_000
 
 
 class Sampler(NamedTuple):
-    """The values that sampling needs. Raises `ConfigError` by `check`."""
+    """The values that sampling needs.
+
+    >>> Sampler("heun", steps=0).check()
+    Traceback (most recent call last):
+        ...
+    lfm.errors.ConfigError: steps is 0; accepted: a whole number from 1 to 10,000
+    """
 
     solver: str = "midpoint"  # one of `SOLVERS`
     steps: int = 20
@@ -27,21 +33,26 @@ class Sampler(NamedTuple):
 
     def check(self) -> "Sampler":
         """These values; raises `ConfigError` that names the one which can't be used."""
-        first, last = self.guidance_interval
-        limits: list[tuple[str, object, bool, str]] = [
-            ("solver", self.solver, self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
-            ("steps", self.steps, _whole(self.steps) and 1 <= self.steps <= MOST_STEPS, f"1 to {MOST_STEPS:,}"),
-            ("time_shift", self.time_shift, 0.01 <= self.time_shift <= 100, "0.01 to 100"),
-            ("rtol", self.rtol, 1e-7 <= self.rtol < 1, "from 1e-7 to below 1"),
-            ("atol", self.atol, 1e-7 <= self.atol < 1, "from 1e-7 to below 1"),
-            ("noise_strength", self.noise_strength, 0 <= self.noise_strength <= 10, "0 to 10"),
-            ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 100, "0 to 100"),
-            ("guidance_interval", [first, last], 0 <= first <= last <= 1, "two rising times from 0 to 1"),
-        ]
-        for name, value, fits, accepted in limits:
-            if not fits:
+        limits: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "solver": (lambda v: v in SOLVERS, f"one of {', '.join(SOLVERS)}"),
+            "steps": (lambda v: _whole(v) and 1 <= v <= MOST_STEPS, f"a whole number from 1 to {MOST_STEPS:,}"),
+            "time_shift": (lambda v: 0.01 <= v <= 100, "0.01 to 100"),
+            "rtol": (lambda v: 1e-7 <= v < 1, "from 1e-7 to below 1"),
+            "atol": (lambda v: 1e-7 <= v < 1, "from 1e-7 to below 1"),
+            "noise_strength": (lambda v: 0 <= v <= 10, "0 to 10"),
+            "guidance_scale": (lambda v: 0 <= v <= 100, "0 to 100"),
+            "guidance_interval": (lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, "two rising times from 0 to 1"),
+        }
+        for name, (fits, accepted) in limits.items():
+            value = getattr(self, name)
+            try:
+                good = fits(value)
+            except (TypeError, ValueError):  # of another type
+                good = False
+            if not good:
                 raise ConfigError(f"{name} is {value!r}; accepted: {accepted}")
-        return self
+        first, last = self.guidance_interval
+        return self._replace(guidance_interval=(float(first), float(last)))
 
     def __call__(
         self,
