@@ -7,6 +7,7 @@ or a click error for a user's mistake. Heavy imports stand within functions, so 
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def commands(ctx: click.Context) -> None:
     \b
       lfm sample 3 1 4 -n 8 --seed 0 -o grid.png
 
-    Completion: eval "$(_LFM_COMPLETE=bash_source lfm)", or zsh_source, fish_source.
+    Completion in bash: eval "$(_LFM_COMPLETE=bash_source lfm)"; also zsh_source, fish_source.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -66,6 +67,7 @@ def commands(ctx: click.Context) -> None:
 
 def main() -> None:
     """What the shell calls."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file stays behind
     sys.exit(run(commands))
 
 
@@ -119,7 +121,7 @@ def sample(o: Any) -> None:
             }
             images: list[Any] = [image for batch in every for image in batch.images]
             write_png(file, images, columns, o.zoom or 4, {"command": "sample", "model": identity(flow), **settings})
-    result = {"file": o.out or "sample.png", "images": total, "seed": last.seed, "nfe": round(last.nfe, 2)}
+    result = {"file": target.name, "images": total, "seed": last.seed, "nfe": round(last.nfe, 2)}
     result |= {"labels": [int(label) for label in labels]} if total <= MOST_IN_GRID else {}
     plural = "s" if total > 1 else ""
     report(f"{target.name}: {total:,} picture{plural}, seed {last.seed}, {last.nfe:.0f} evaluations each", result, o)
@@ -147,7 +149,9 @@ def path(o: Any) -> None:
     frames: Any = drawn.path
     with target.writing() as file:
         if animated:
-            write_gif(file, frames, o.columns or min(len(labels), 10), o.zoom or 8, LAST_FRAME)
+            write_gif(
+                file, frames, o.columns or min(len(labels), 10), o.zoom or (8 if len(labels) < 5 else 4), LAST_FRAME
+            )
         else:
             images = [frame[i] for i in range(len(labels)) for frame in frames]
             write_png(file, images, len(frames), o.zoom or 4, {"command": "path", "labels": labels, "seed": drawn.seed})
@@ -210,7 +214,7 @@ def interpolate(o: Any) -> None:
 @SCANS
 @click.option("--exact", is_flag=True, help="The exact divergence in place of an estimate.")
 def logprob(o: Any) -> None:
-    """How likely scans are under the model. log p of the latents of each SCAN, in nats.
+    """How likely scans are under the model. For each SCAN, log p of its latents in nats.
 
     \b
       lfm logprob scan.png --label 3 --json
@@ -293,7 +297,7 @@ def info(o: Any) -> None:
 @command(commands, "json", "quiet")
 @click.argument("folder")
 def digest(o: Any) -> None:
-    """The value that pins a folder in params.yaml. data.digest of images, autoencoder.revision of an autoencoder.
+    """The value that pins a folder in params.yaml. FOLDER holds images (data.digest) or an autoencoder (autoencoder.revision).
 
     \b
       lfm digest photos
@@ -302,10 +306,10 @@ def digest(o: Any) -> None:
     if not root.is_dir():
         raise ConfigError(f"{o.folder}: no such folder; name one of images, or of an autoencoder")
     if (root / "config.json").is_file():
+        from lfm.model import AUTOENCODER_FILES
         from lfm.nets import weights
-        from lfm.nets.autoencoder import FILES
 
-        key, value = "autoencoder.revision", weights.digest(root, FILES)
+        key, value = "autoencoder.revision", weights.digest(root, AUTOENCODER_FILES)
     else:
         from lfm.folder import folder_digest
 

@@ -411,9 +411,7 @@ class LatentFlow:
         if pixels.dim() == 3:
             pixels = pixels[None]
         if tuple(pixels.shape[1:]) != self.image_shape or not len(pixels):
-            raise ConfigError(
-                f"images are {tuple(pixels.shape)}; this model takes n × {self.image_shape}"
-            )
+            raise ConfigError(f"images are {tuple(pixels.shape)}; this model takes n × {self.image_shape}")
         return pixels
 
     def _latents(self, x: Images) -> Tensor:

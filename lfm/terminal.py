@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -164,10 +163,11 @@ class Target:
     """
 
     def __init__(self, name: str, suffixes: Sequence[str], force: bool, as_json: bool = False) -> None:
-        self.name, self.path = name, Path(os.path.realpath(name))
-        self.suffix = suffixes[0] if name == "-" else Path(name).suffix.lower()
+        self.name, self.path = "standard output" if name == "-" else name, Path(os.path.realpath(name))
+        self.standard = name == "-"
+        self.suffix = suffixes[0] if self.standard else Path(name).suffix.lower()
         problem = None
-        if name == "-":
+        if self.standard:
             if sys.stdout.isatty():
                 problem = f"standard output is a terminal; redirect it: lfm … -o - > picture{self.suffix}"
             elif as_json:
@@ -186,7 +186,7 @@ class Target:
     @contextmanager
     def writing(self) -> Iterator[IO[bytes]]:
         """A file that takes the name when the block ends well, and vanishes otherwise."""
-        if self.name == "-":
+        if self.standard:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
@@ -219,6 +219,7 @@ def write_gif(file: IO[bytes], frames: "Sequence[Sequence[np.ndarray]]", columns
     from lfm.images import grid
 
     sheets = [grid(images, columns, zoom) for images in frames]
+    sheets = [s.point(lambda v: v // 8 * 255 // 31) if s.mode == "L" else s for s in sheets]  # 32 greys: half the size
     durations = [FRAME] * (len(sheets) - 1) + [last]
     sheets[0].save(file, "GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
 
@@ -295,7 +296,6 @@ def counted(batches: "Iterable[Samples]", total: int, quiet: bool) -> "Iterator[
 
 def run(group: click.Group, words: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 2 for a user's mistake, 1 for an internal error, 130 for Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         result = group.main(args=None if words is None else list(words), prog_name="lfm", standalone_mode=False)
         sys.stdout.flush()
@@ -326,7 +326,9 @@ def run(group: click.Group, words: Sequence[str] | None = None) -> int:
 def _words(error: click.ClickException) -> str:
     """click's message on one line, beginning with the flag."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    return re.sub(r"^Invalid value for (.+?): ", lambda m: m[1].replace("'", "").split(" / ")[0] + ": ", message)
+    return re.sub(
+        r"^Invalid value for (.+?): ", lambda m: re.sub(r"[\[\]'.]", "", m[1].split(" / ")[0]) + ": ", message
+    )
 
 
 def _fail(message: str) -> int:
