@@ -170,6 +170,10 @@ def transfer(o: Any) -> None:
     """
     target = Target(o.out or "transfer.png", (PNG,), o.force, o.as_json)
     flow = load(o.model, o.device)
+    if not flow.classes:
+        raise BadParameter(
+            "this model knows no labels, so no other digits; name another with --model", param_hint="--to"
+        )
     before = scans(flow, o.files, o.quiet)
     to = [label for group in o.to for label in group] or list(range(flow.classes))
     drawn = flow.transfer(before, to, o.label, guidance_scale=o.guidance, output_type="np", **_steps(o))

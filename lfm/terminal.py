@@ -302,7 +302,9 @@ def run(group: click.Group, words: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.Abort:  # Ctrl-C
         return 130
-    except BrokenPipeError:  # nobody reads on, `lfm … | head` for one
+    except SystemExit as end:  # click ends with 1 where nobody reads on, as in `lfm info | true`
+        return 141 if end.code == 1 else int(end.code or 0)
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except click.ClickException as error:

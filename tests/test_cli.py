@@ -14,7 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def prepare(folder: Path) -> None:
     shutil.copytree(BUNDLED, folder / "other")
     shutil.copy(BUNDLED.parent / "classifier/model.safetensors", folder / "other")
     bundled = LatentFlow.from_pretrained()
-    config = bundled.transformer.config | {"classes": 0, "depth": 1, "width": 16}
+    config: dict[str, Any] = bundled.transformer.config | {"classes": 0, "depth": 1, "width": 16}
     flow = LatentFlow(Transformer(**config), bundled.config, autoencoder=bundled.autoencoder)
     flow.save_pretrained(folder / "unlabelled")
 
@@ -135,7 +135,7 @@ WRONG = {
     "scan that is huge": "logprob huge.pgm",
     "scan that is missing": "transfer",
     "scan that is no image": "reconstruct text.png",
-    "scan, label out of range": "logprob scan.png --label 12",
+    "scan, label out of range": "logprob scan.png --label 12 -q",
     "seed below 0": "sample 3 -s -1",
     "solver": "sample 3 --solver magic",
     "steps": "sample 3 --steps 0",
