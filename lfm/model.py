@@ -700,7 +700,7 @@ def _read_flow(path: Path) -> dict[str, Any]:
     numbers = (int, float)
     scale = (flow.get("scale_mean"), flow.get("scale_std"))
     fits: dict[str, Callable[[Any], bool]] = {
-        "path": lambda v: v in PATHS,
+        "path": lambda v: v in tuple(PATHS),
         "sigma_min": lambda v: isinstance(v, numbers) and 0 <= v < 1,
         "prediction": lambda v: v in ("velocity", "data"),
         "scale_mean": lambda v: isinstance(v, list) and all(isinstance(x, numbers) and math.isfinite(x) for x in v),

@@ -20,11 +20,11 @@ class Entry(NamedTuple):
 
     def input(self, name: str) -> Path:
         """The dependency whose file or folder is called `name`, whatever its suffix and folder."""
-        return _one(self.deps, name, f"{self.name} has no input '{name}' in its deps")
+        return _one(self.deps, name, f"in the deps of stage {self.name}")
 
     def output(self, name: str) -> Path:
         """The output whose file or folder is called `name`, whatever its suffix and folder."""
-        return _one(self.outs, name, f"{self.name} has no output '{name}' in its outs")
+        return _one(self.outs, name, f"in the outs of stage {self.name}")
 
     def params(self) -> Params:
         """All parameters, those of this stage from the files that it names. Raises `UserError` where one is wrong."""
@@ -56,8 +56,13 @@ def _path(out: str | dict[str, Any]) -> Path:
     return Path(out if isinstance(out, str) else next(iter(out)))
 
 
-def _one(paths: list[Path], name: str, missing: str) -> Path:
-    named = [path for path in paths if path.stem == name and path.suffix != ".py"]
+def _one(paths: list[Path], name: str, place: str) -> Path:
+    named = [path for path in paths if path.stem == name and not _is_code(path)]
     if len(named) != 1:
-        raise UserError(f"{PIPELINE}: {missing}" + (", or several" if named else ""))
+        raise UserError(f"{PIPELINE}: {len(named)} files or folders called '{name}' {place}; there must be one")
     return named[0]
+
+
+def _is_code(path: Path) -> bool:
+    """A module or a room, such as lfm/flow beside models/flow."""
+    return path.suffix == ".py" or (path / "__init__.py").is_file()

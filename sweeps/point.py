@@ -16,6 +16,7 @@ from lfm.model import LatentFlow
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import load_model
 from lfm.sampling.sampler import Sampler
+from lfm.sampling.solver import FIXED_STEP
 from pipeline.artifacts import hdf5, images
 from pipeline.artifacts.files import write_json
 from pipeline.errors import UserError
@@ -24,7 +25,7 @@ from pipeline.run import Context, run
 PIPELINE = Path("sweeps/dvc.yaml")
 POINTS = Path("sweeps/points")
 IMAGES_A_POINT = 2000  # a point is compared with other points alone, and they all have as many
-COST = {"euler": 1, "euler_maruyama": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # evaluations a step
+COST = {name: solver.evaluations for name, solver in FIXED_STEP.items()} | {"euler_maruyama": 1}  # evaluations a step
 
 
 def changed(default: Sampler, solver: str, evaluations: str, guidance: str) -> Sampler:

@@ -1,12 +1,18 @@
 """What tests share: the tiny pipeline, run once, and real MNIST where a mirror is given."""
 
 import http.server
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +25,15 @@ from threadpoolctl import threadpool_limits
 
 from lfm.model import LatentFlow
 from pipeline import http as transfer
+from pipeline import run as runner
 from pipeline.artifacts import hdf5, images
 from pipeline.params import Loader, Params, validate_params
 from pipeline.run import Context
+from pipeline.sources import datasets
 from tools.workspace import apply, make_workspace, read_preset
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # One thread: the tiny models are too small for two, and the figures don't depend on what else the machine does.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "LFM_"))} | {"OMP_NUM_THREADS": "1"}
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -43,11 +52,58 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(words, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=540)
 
 
-def repro(workspace: Path) -> str:
-    """`dvc repro` that must succeed; returns what it printed."""
-    result = command("dvc", "repro", cwd=workspace)
+def repro(workspace: Path, *targets: str) -> list[str]:
+    """`dvc repro` that must succeed; returns the stages that ran."""
+    result = command("dvc", "repro", *targets, cwd=workspace)
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    return ran(result.stdout)
+
+
+def ran(output: str) -> list[str]:
+    """The stages that a `dvc` which printed this has run."""
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def set_params(workspace: Path, **leaves: Any) -> None:
+    """Edit leaves of params.yaml, named section__leaf."""
+    path = workspace / "params.yaml"
+    tree = yaml.load(path.read_text(), Loader)
+    for name, value in leaves.items():
+        section, _, leaf = name.partition("__")
+        tree[section][leaf] = value
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+class Malicious:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@contextmanager
+def edited(path: Path, content: str | None = None) -> Iterator[Path]:
+    """A file with other content for a while; without `content` the test edits it, or removes it."""
+    before = path.read_bytes()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        path.write_bytes(before)
+
+
+def wait_for(question: Callable[[], Any], problem: str, process: subprocess.Popen[Any] | None = None) -> Any:
+    """The first true answer, within five minutes and while the process runs."""
+    deadline = time.monotonic() + 300
+    while not (answer := question()):
+        assert time.monotonic() < deadline and (process is None or process.poll() is None), problem
+        time.sleep(0.01)
+    return answer
 
 
 def parameters(preset: str | None = None, **changes: Any) -> Params:
@@ -89,8 +145,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             for workspace in (first, second):
                 make_workspace(ROOT, workspace, ROOT / "presets/tiny")
             with ThreadPoolExecutor() as pool:
-                for output in pool.map(repro, (first, second)):
-                    assert output.count("Running stage") == 9
+                assert [len(stages) for stages in pool.map(repro, (first, second))] == [9, 9]
     return first, second
 
 
@@ -104,6 +159,44 @@ def tiny(twins: tuple[Path, Path]) -> Path:
 def changeable(twins: tuple[Path, Path]) -> Path:
     """Another one, for the tests of test_pipeline.py alone, which run one after the other: each puts back what it changes."""
     return twins[0]
+
+
+@pytest.fixture(scope="module")
+def copy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it for the tests of one file: each puts back what it changes."""
+    target = tmp_path_factory.mktemp("module") / "copy"
+    shutil.copytree(tiny, target, ignore=shutil.ignore_patterns("cache", "tmp"))
+    return target
+
+
+@pytest.fixture
+def workspace(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The copy as the working directory, where stages run in this process; without unfinished work."""
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(runner, "__file__", str(copy / "pipeline/run.py"))
+    monkeypatch.setenv("LFM_DEVICE", "cpu")
+    shutil.rmtree(copy / ".dvc/tmp", ignore_errors=True)
+    return copy
+
+
+def run_stage(stage: str) -> None:
+    """Run a stage in this process."""
+    runner.run(import_module(f"stages.{stage}").main, stage)
+
+
+@pytest.fixture
+def error_of(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Runs a stage that must end with exit code 2, one line, and nothing half-made. Returns the line."""
+
+    def run(stage: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_stage(stage)
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert ended.value.code == 2 and line.startswith("error: ") and len(line) < 700
+        assert not [p for folder in ("data", "models", "reports") for p in Path(folder).rglob("*.part")]
+        return line.removeprefix("error: ")
+
+    return run
 
 
 class Server:
@@ -183,6 +276,25 @@ def mirror() -> str:
     if not place:
         pytest.skip("LFM_MIRROR is not set: tests on real MNIST need a directory or URL with its four files")
     return place
+
+
+class Digits(NamedTuple):
+    """A split of MNIST."""
+
+    images: torch.Tensor  # (N, 1, 28, 28) uint8
+    labels: torch.Tensor  # (N,) int64
+
+
+@pytest.fixture(scope="session")
+def digits(mirror: str) -> dict[str, Digits]:
+    """MNIST's three splits, those that the bundled weights were made with."""
+    p = parameters().data
+    full, test, *_ = datasets.DATASETS["mnist"](p, False)
+    train, validation = datasets.hold_out(full, test.labels, p.seed)
+    for record in (ROOT / "lfm/pretrained").rglob("record.json"):
+        assert json.loads(record.read_text())["train_sha256"] == datasets.digest(train), record
+    splits = {"train": train, "validation": validation, "test": test}
+    return {n: Digits(torch.tensor(s.images), torch.tensor(s.labels).long()) for n, s in splits.items()}
 
 
 @pytest.fixture(scope="session")

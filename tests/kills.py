@@ -1,8 +1,8 @@
 """One round of torture: a stage that has to run, a signal at a chosen moment, and whether `dvc repro` then makes it good.
 
 The workspace is a copy of one in which everything has run, and in which the chosen stage was then forgotten by DVC: its
-entry in dvc.lock, its outs, their copies in the cache and its run cache. `stages/cli.py` of the copy, which no stage lists
-because it can't change a result, is given a trace: a line for each optimiser step and each part that is really made.
+entry in dvc.lock, its outs, their copies in the cache and its run cache. `pipeline/run.py` of the copy, on which no stage
+depends because it can't change a result, writes a trace: a line for each step of a training and each part that is made.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
-from pipeline.params import Loader
-from tests.conftest import ENVIRONMENT, heed_signals
+from pipeline.entry import read_entry
+from tests.conftest import ENVIRONMENT, heed_signals, set_params
 from tools.mend import mend
-from tools.workspace import apply, outs
+from tools.workspace import outs
 
 TARGETS = ("stage", "dvc", "group")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -103,18 +103,12 @@ class Reference(NamedTuple):
 
 def recorded(workspace: Path) -> dict[str, Any]:
     """dvc.lock: of each stage its command, parameters, and md5 sums."""
-    found: dict[str, Any] = yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    return found
-
-
-def listed(workspace: Path) -> set[str]:
-    """Names of all files where outs lie."""
-    found = (f for folder in ("data", "models", "reports") for f in (workspace / folder).rglob("*"))
-    return {str(f.relative_to(workspace)) for f in found if f.is_file()}
+    return dict(yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"])
 
 
 def reference(workspace: Path) -> Reference:
-    return Reference(outs(workspace), recorded(workspace), listed(workspace))
+    files = (f for folder in ("data", "models", "reports") for f in (workspace / folder).rglob("*") if f.is_file())
+    return Reference(outs(workspace), recorded(workspace), {str(f.relative_to(workspace)) for f in files})
 
 
 def traced(workspace: Path) -> Counter[tuple[str, ...]]:
@@ -129,12 +123,10 @@ def prepare(undisturbed: Path, workspace: Path, stage: str) -> None:
     shutil.copytree(undisturbed, workspace, symlinks=True)
     shutil.rmtree(workspace / ".dvc/tmp", ignore_errors=True)
     (workspace / "trace").unlink(missing_ok=True)
-    params = yaml.load((workspace / "params.yaml").read_text(), Loader)
-    changed = apply(params, {"runtime.checkpoint_every": CHECKPOINT_EVERY, "runtime.progress": False}, "torture")
-    (workspace / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
-    cli = workspace / "stages/cli.py"
-    if TRACE not in cli.read_text():
-        cli.write_text(cli.read_text() + TRACE)
+    set_params(workspace, runtime__checkpoint_every=CHECKPOINT_EVERY, runtime__progress=False)
+    runner = workspace / "pipeline/run.py"
+    if TRACE not in runner.read_text():
+        runner.write_text(runner.read_text() + TRACE)
     forget(workspace, stage)
 
 
@@ -149,26 +141,23 @@ def forget(workspace: Path, stage: str) -> None:
     for out in entry["outs"]:
         path = workspace / out["path"]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        held = cached(workspace, out["md5"])
-        if held.suffix == ".dir":
-            for child in json.loads(held.read_text()):
-                cached(workspace, child["md5"]).unlink(missing_ok=True)
-        held.unlink(missing_ok=True)
+    for name in objects(workspace, entry) - set[str]().union(*(objects(workspace, e) for e in lock["stages"].values())):
+        (workspace / ".dvc/cache/files/md5" / name).unlink(missing_ok=True)
 
 
-def cached(workspace: Path, md5: str) -> Path:
-    """Where DVC's cache holds what has this md5."""
-    return workspace / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+def objects(workspace: Path, entry: dict[str, Any]) -> set[str]:
+    """Names in DVC's cache of a stage's outs and of the files in them."""
+    md5 = {out["md5"] for out in entry["outs"]}
+    for folder in (workspace / f".dvc/cache/files/md5/{m[:2]}/{m[2:]}" for m in md5 if m.endswith(".dir")):
+        md5 = md5 | {child["md5"] for child in json.loads(folder.read_text())}
+    return {f"{m[:2]}/{m[2:]}" for m in md5}
 
 
-def spoilt(workspace: Path) -> list[str]:
-    """Objects of the cache that are not what their names say."""
-    found = []
-    for path in (workspace / ".dvc/cache/files/md5").rglob("*"):
-        name = (path.parent.name + path.name).removesuffix(".dir")
-        if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name:
-            found.append(f"{path} is no md5 of its content")
-    return found
+def corrupt(workspace: Path) -> list[str]:
+    """Objects of the cache whose name is not the md5 of their content."""
+    paths = [path for path in (workspace / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    md5 = {path: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths}
+    return [f"{p} is corrupt" for p in paths if md5[p] != (p.parent.name + p.name).removesuffix(".dir")]
 
 
 def launch(workspace: Path) -> subprocess.Popen[str]:
@@ -176,15 +165,9 @@ def launch(workspace: Path) -> subprocess.Popen[str]:
     environment = ENVIRONMENT | {"DVC_SITE_CACHE_DIR": str(workspace / ".dvc/site")}
     with (workspace / "output").open("a") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
-            cwd=workspace,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed_signals,
-        )
+            [sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment, stdout=output, stderr=output,
+            text=True, start_new_session=True, preexec_fn=heed_signals,
+        )  # fmt: skip
 
 
 def the_stage(dvc: int, stage: str) -> psutil.Process | None:
@@ -202,8 +185,8 @@ def the_stage(dvc: int, stage: str) -> psutil.Process | None:
 
 def working(workspace: Path, stage: str, dvc: int) -> bool:
     """Whether the stage's process has taken its lock, as it does when all is imported."""
-    lock, found = workspace / f".dvc/tmp/lfm/{stage}/lock", the_stage(dvc, stage)
-    return found is not None and lock.exists() and lock.read_text() == f"{found.pid}\n"
+    lock, process = workspace / f".dvc/tmp/lfm/{stage}/lock", the_stage(dvc, stage)
+    return process is not None and lock.exists() and lock.read_text() == f"{process.pid}\n"
 
 
 def _gone(process: psutil.Process) -> bool:
@@ -217,8 +200,8 @@ def _gone(process: psutil.Process) -> bool:
 def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -> Callable[[], bool]:
     """A question: has the moment of the blow begun?"""
     seen: list[psutil.Process] = []
-    entry = yaml.load((workspace / "dvc.yaml").read_text(), Loader)["stages"][blow.stage]
-    places = [path for out in entry["outs"] for path in (workspace / out, workspace / f"{out}.part")]
+    made = read_entry(blow.stage, workspace / "dvc.yaml").outs
+    places = [path for out in made for path in (workspace / out, workspace / f"{out}.part")]
     before, left = traced(workspace).total(), {path for path in places if path.exists()}
     units = pace.units - before
 
@@ -228,13 +211,10 @@ def begun(workspace: Path, blow: Blow, pace: Pace, dvc: subprocess.Popen[str]) -
         return traced(workspace).total() - before >= 1 + int(blow.wait * units)
 
     def publishing() -> bool:
-        if left:
-            return working(workspace, blow.stage, dvc.pid)
-        return any(path.exists() for path in places)
+        return working(workspace, blow.stage, dvc.pid) if left else any(path.exists() for path in places)
 
     def saving() -> bool:
-        if not seen and (found := the_stage(dvc.pid, blow.stage)):
-            seen.append(found)
+        seen.extend([process] if (process := the_stage(dvc.pid, blow.stage)) and not seen else [])
         return bool(seen) and _gone(seen[0])
 
     def running() -> bool:
@@ -253,29 +233,14 @@ def strike(workspace: Path, blow: Blow, pace: Pace) -> int:
     deadline = time.monotonic() + blow.wait * most[blow.moment]
     while dvc.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    struck = dvc.poll() is None and deal(dvc, blow)
+    struck = False
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        process = the_stage(dvc.pid, blow.stage) if blow.target == "stage" else psutil.Process(dvc.pid)
+        if process and dvc.poll() is None:
+            os.killpg(dvc.pid, blow.signal) if blow.target == "group" else process.send_signal(blow.signal)
+            struck = True
     code = dvc.wait(PATIENCE_S)
     return code if struck else 0
-
-
-def deal(dvc: subprocess.Popen[str], blow: Blow) -> bool:
-    """Send the signal. Returns whether there was what it was meant for."""
-    found = the_stage(dvc.pid, blow.stage) if blow.target == "stage" else psutil.Process(dvc.pid)
-    if found is None:
-        return False
-    with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        os.killpg(dvc.pid, blow.signal) if blow.target == "group" else found.send_signal(blow.signal)
-        return True
-    return False
-
-
-def lingering(workspace: Path) -> list[psutil.Process]:
-    """Processes that work there."""
-    found = []
-    for process in psutil.process_iter(["cwd"]):
-        if process.info["cwd"] == str(workspace) and not _gone(process):
-            found.append(process)
-    return found
 
 
 def repeat(workspace: Path) -> tuple[int, list[str]]:
@@ -288,14 +253,13 @@ def repeat(workspace: Path) -> tuple[int, list[str]]:
 
 def unlike(workspace: Path, wanted: Reference) -> list[str]:
     """What is not as in an undisturbed workspace."""
-    found = reference(workspace)
-    trouble = [f"{name} differs" for name, digest in wanted.outs.items() if found.outs.get(name) != digest]
-    trouble += [f"dvc.lock differs in {name}" for name in wanted.lock if found.lock.get(name) != wanted.lock[name]]
-    trouble += [f"{name} is left over" for name in sorted(found.files - wanted.files)]
-    deadline = time.monotonic() + 30
-    while (left := lingering(workspace)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return trouble + spoilt(workspace) + [f"{process} still runs" for process in left]
+    now = reference(workspace)
+    trouble = [f"{name} differs" for name, digest in wanted.outs.items() if now.outs.get(name) != digest]
+    trouble += [f"dvc.lock differs in {name}" for name in wanted.lock if now.lock.get(name) != wanted.lock[name]]
+    trouble += [f"{name} is left over" for name in sorted(now.files - wanted.files)]
+    left = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(workspace)]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    return trouble + corrupt(workspace) + [f"{process} still runs" for process in alive if not _gone(process)]
 
 
 def torment(
@@ -305,10 +269,10 @@ def torment(
     prepare(undisturbed, workspace, blows[0].stage)
     codes = [strike(workspace, blow, paces[blow.stage]) for blow in blows]
     code, mended = repeat(workspace)
-    said = f"`dvc repro` ended with {code}: {(workspace / 'output').read_text()[-2000:]}"
+    failure = f"`dvc repro` ended with {code}: {(workspace / 'output').read_text()[-2000:]}"
     twice = sum(count - 1 for count in traced(workspace).values())
     litter = [] if code else [str(path.relative_to(workspace)) for path in mend(workspace)]
-    return codes, Outcome(twice, mended, litter, [said] if code else unlike(workspace, wanted))
+    return codes, Outcome(twice, mended, litter, [failure] if code else unlike(workspace, wanted))
 
 
 def drawn(draws: random.Random, stage: str, target: str, number: signal.Signals) -> Blow:

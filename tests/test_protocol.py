@@ -9,17 +9,12 @@ from scipy.ndimage import gaussian_filter
 from sklearn.decomposition import PCA
 
 from lfm.evaluation.neighbours import memorised, nearest
-from lfm.evaluation.protocol import Findings, View, flat, judge, view
+from lfm.evaluation.protocol import Findings, Settings, View, flat, judge, view
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
-from pipeline.artifacts.files import PRETRAINED
-from pipeline.params import load_params
-from pipeline.progress import Progress
-from pipeline.sources.datasets import DATASETS, hold_out
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Digits
 
-P = load_params(ROOT / "params.yaml")
-E = P.evaluate.model_copy(update={"bootstrap": 10})
+SETTINGS, QUANTILE = Settings(bootstrap=10), 0.01
 
 
 class World(NamedTuple):
@@ -40,21 +35,16 @@ def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def world(mirror: str) -> World:
-    full, test, *_ = DATASETS["mnist"](P.data, False)
-    train, validation = hold_out(full, test.labels, P.data.seed)
-    first, second = halves(validation.labels)
-    half, _ = halves(test.labels)
-    images = {"test": test.images[half], "validation": validation.images[first], "other": validation.images[second],
-              "train": train.images[:10_000]}  # fmt: skip
-    labels = {"test": test.labels[half], "validation": validation.labels[first], "other": validation.labels[second],
-              "train": train.labels[:10_000]}  # fmt: skip
-    classifier = load_model(ROOT / PRETRAINED / "classifier", Classifier)
-    components = PCA(E.pixel_components, svd_solver="covariance_eigh").fit(flat(images["train"]))
+def world(digits: dict[str, Digits]) -> World:
+    arrays = {name: (split.images.numpy(), split.labels.numpy()) for name, split in digits.items()}
+    first, second = halves(arrays["validation"][1])
+    rows = {"test": halves(arrays["test"][1])[0], "validation": first, "other": second, "train": np.arange(10_000)}
+    images, labels = ({n: arrays["validation" if n == "other" else n][i][r] for n, r in rows.items()} for i in (0, 1))
+    classifier = load_model(ROOT / "lfm/pretrained/classifier", Classifier)
+    components = PCA(SETTINGS.pixel_components, svd_solver="covariance_eigh").fit(flat(images["train"]))
 
     def see(x: np.ndarray, y: np.ndarray) -> View:
-        with Progress(len(y), "", "image", show=False) as progress:
-            return view(classifier, components, x, y, 500, progress)
+        return view(classifier, components, x, y)
 
     floor = {name: see(images[name], labels[name]) for name in ("test", "validation")}
     training = components.transform(flat(images["train"]))
@@ -65,11 +55,11 @@ def look(world: World, images: np.ndarray, labels: np.ndarray) -> Findings:
     """What the protocol says of these as if they were generated."""
     seen = world.see(images, labels)
     sets = world.floor | {"generated": seen, "reconstructed": world.floor["validation"]}
-    copied = {
-        name: 100 * memorised(nearest(sets[name].pixels, world.training)[1], world.unseen, E.nearest_quantile)
+    close = {
+        name: 100 * memorised(nearest(sets[name].pixels, world.training)[1], world.unseen, QUANTILE)
         for name in ("generated", "validation")
     }
-    return judge(sets, copied, E)
+    return judge(sets, close, SETTINGS)
 
 
 def flagged(found: Findings) -> set[str]:

@@ -53,7 +53,7 @@ def at_work(project: Path) -> list[int]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
         words, where = process.info["cmdline"] or [], Path(process.info["cwd"] or "/")
-        ours = any(Path(word).name == "dvc" or word.startswith("stages.") for word in words[:4])
+        ours = any(Path(word).name == "dvc" or word.startswith(("stages.", "sweeps.")) for word in words[:4])
         if ours and (where == project or project in where.parents):
             found.append(int(process.info["pid"]))
     return found

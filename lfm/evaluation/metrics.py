@@ -10,6 +10,23 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from lfm.evaluation.neighbours import Manifolds
+
+
+class Comparison(NamedTuple):
+    """One set of images compared with another. Distances in the classifier's features, and of pixels where it says so."""
+
+    fd: float
+    fd_sd: float  # bootstrap standard deviation
+    fd_unbiased: float  # at 1/N → 0
+    fd_pixels: float
+    fd_pixels_sd: float
+    kid: float
+    kid_error: float  # standard error
+    manifolds: Manifolds
+    two_sample: float  # percent right
+    two_sample_pixels: float
+
 
 class Moments(NamedTuple):
     """The Gaussian that is fitted to a set of features."""

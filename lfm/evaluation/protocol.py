@@ -13,9 +13,9 @@ from sklearn.decomposition import PCA
 from lfm import random
 from lfm.errors import ConfigError
 from lfm.evaluation import metrics
-from lfm.evaluation.metrics import Moments, frechet
+from lfm.evaluation.metrics import Comparison, Moments, frechet
 from lfm.evaluation.neighbours import Manifolds, manifolds
-from lfm.evaluation.verdict import Comparison, Condition, alarms, indistinguishable
+from lfm.evaluation.verdict import Condition, alarms, indistinguishable
 from lfm.nets.classifier import Classifier, to_pixels
 
 # The rows of the table: what is compared with what.

@@ -1,12 +1,12 @@
 """Whether generated images can be told from real ones: each condition as one figure and the limit it has to keep.
 
-What real images are granted is what another set of real images needs: the floor, and never an ideal. (MNIST's test digits
+What real images are granted is what another set of real images reaches, not an ideal. (MNIST's test digits
 were written by other people than its training digits, and a two-sample test notices that.)
 """
 
 from typing import NamedTuple
 
-from lfm.evaluation.neighbours import Manifolds
+from lfm.evaluation.metrics import Comparison
 
 SDS = 2  # an interval is estimate ± 2 standard deviations
 COVER_POINTS = 0.015  # precision, recall, density, coverage
@@ -14,21 +14,6 @@ TWO_SAMPLE_POINTS = 2  # percent right above what real images give, which would 
 ACCURACY_POINTS = 0.3
 IMBALANCE_POINTS = 1
 MEMORISED_TIMES = 2  # as many images close to a training image as among unseen real ones
-
-
-class Comparison(NamedTuple):
-    """One set of images compared with another. Distances in the classifier's features, and of pixels where it says so."""
-
-    fd: float
-    fd_sd: float  # bootstrap standard deviation
-    fd_unbiased: float  # at 1/N → 0
-    fd_pixels: float
-    fd_pixels_sd: float
-    kid: float
-    kid_error: float  # standard error
-    manifolds: Manifolds
-    two_sample: float  # percent right
-    two_sample_pixels: float
 
 
 class Condition(NamedTuple):
@@ -58,7 +43,7 @@ def indistinguishable(
     apart = max(abs(a - b) for a, b in zip(generated.manifolds, real.manifolds, strict=True))
     excess = generated.two_sample - real.two_sample
     return [
-        Condition("Fréchet distance", "above the floor, limit 2 sd", generated.fd - real.fd, SDS * excess_sd),
+        Condition("Fréchet distance", "above the reference, limit 2 sd", generated.fd - real.fd, SDS * excess_sd),
         Condition("KID", "away from the floor, limit both intervals", abs(generated.kid - real.kid), kid_errors),
         Condition(
             "precision/recall", "the largest difference of precision, recall, density, coverage", apart, COVER_POINTS
@@ -80,7 +65,7 @@ def alarms(
     """
     excess = generated.fd_pixels - real.fd_pixels
     return [
-        Condition("pixels", "Fréchet distance of pixels above the floor, limit 2 sd", excess, SDS * excess_sd),
+        Condition("pixels", "Fréchet distance of pixels above the reference, limit 2 sd", excess, SDS * excess_sd),
         Condition("class balance", "points off the test images", imbalance, IMBALANCE_POINTS),
         Condition("no memorising", "percent close to a training image", memorised, MEMORISED_TIMES * expected),
     ]
