@@ -105,8 +105,10 @@ def load(model: str | None, device: str) -> "LatentFlow":
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin cost far more than they win on a busy machine
+    import diffusers.utils.import_utils
     import torch
 
+    diffusers.utils.import_utils._scipy_available = False  # else its schedulers, unused here, import scipy: a second
     from lfm.model import LatentFlow
 
     try:
