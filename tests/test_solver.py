@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 from lfm.flow.path import ProbPath, make_path
 from lfm.sampling.inversion import slerp
@@ -170,3 +171,19 @@ def test_between_two_noises_lies_noise_of_the_same_length() -> None:
     torch.testing.assert_close(slerp(a, b, 1.0), b)
     a, b = (x / x.flatten(1).norm(dim=1)[:, None, None, None] for x in (a, b))
     torch.testing.assert_close(slerp(a, b, 0.3).flatten(1).norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("solver", "method"), [("euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk4", "rk4")]
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_is_bit_for_bit_that_of_torchdiffeq(solver: str, method: str, backward: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(64, 16, generator=g), torch.randn(16, 16, generator=g)
+    grid = time_grid(11, 1.7).flip(0) if backward else time_grid(11, 1.7)
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(x @ weights) * (1 + t) - x * t.sin()
+
+    theirs = odeint(velocity, x, grid.float(), method=method)
+    assert torch.equal(integrate(velocity, x, grid, solver, list(range(12))).x, theirs)

@@ -3,19 +3,21 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lfm import decoder
+from lfm.errors import ConfigError
+from lfm.folder import digest as content_digest
+from lfm.folder import listing
 from pipeline.errors import UserError
 from pipeline.params import format_value
 from pipeline.paths import user_path
 from pipeline.progress import Progress, say
-from pipeline.sources import decoder
-from pipeline.sources.listing import listing
 
 BATCH = 1000  # files that are checked, or decoded, before the next ones are
 LISTED = 5  # broken images in the error; the log lists all
@@ -79,7 +81,12 @@ def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: b
         raise UserError(
             f"data.root: {format_value(place)} is no directory; correct it (relative paths start in the project)"
         )
-    parts, classes, listed = listing(root)
+    try:
+        parts, classes, listed, notes = listing(root)
+    except ConfigError as error:
+        raise UserError(f"data.root: {error}") from error
+    for note in notes:
+        say(f"fetch: {note}")
     names = [image.name for image in listed]
     checks = list(_check(root, names, show))
     broken = {name: c.broken for name, c in zip(names, checks, strict=True) if c.broken}
@@ -91,7 +98,7 @@ def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: b
                 "light ink, or an opaque background"
             )
         say(f"fetch: {plain:,} of {len(names):,} images are of a single colour each")
-    if (actual := _digest(names, checks)) != digest:
+    if (actual := content_digest(zip(names, (c.sha256 for c in checks), strict=True))) != digest:
         raise UserError(
             f"data.digest is {digest!r}, but the content of {format_value(place)} has {actual}; set data.digest: {actual}"
         )
@@ -142,11 +149,3 @@ def _report(broken: dict[str, str], total: int, skip: bool) -> None:
         )
     if broken:
         say(f"fetch: {len(broken):,} of {total:,} images are broken and left out")
-
-
-def _digest(names: Sequence[str], checks: Sequence[Checked]) -> str:
-    """sha256 over the names of all images, sorted, and their contents."""
-    total = hashlib.sha256()
-    for name, c in sorted(zip(names, checks, strict=True)):
-        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(c.sha256))
-    return total.hexdigest()

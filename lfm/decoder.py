@@ -17,24 +17,27 @@ class Broken(Exception):
     """An image that can't be decoded, with the reason."""
 
 
-def decode(file: BinaryIO) -> Image.Image:
-    """An image in mode L or RGB, in its own size: upright as its EXIF says, transparent parts over black, the first frame
-    of several, 16-bit grey in 8 bits. Grey is what the file says is grey; a palette counts as colour.
+def decode(file: BinaryIO, background: str | None = "black") -> Image.Image:
+    """An image in mode L or RGB, in its own size: upright as its EXIF says, transparent parts over `background` (None: black
+    or white, whichever differs more from the opaque parts), the first frame of several, 16-bit grey in 8 bits. Grey is what
+    the file says is grey; a palette counts as colour.
 
     Raises `Broken`, also where there are more pixels than PIL's limit, `Image.MAX_IMAGE_PIXELS`.
     """
     file.seek(0)
     try:
-        return _decode(file)
+        return _decode(file, background)
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise Broken(f"far more pixels than PIL's limit of {Image.MAX_IMAGE_PIXELS:,}") from error
     except UnidentifiedImageError as error:
         raise Broken("not an image in a known format") from error
     except Exception as error:  # PIL raises anything for a damaged file
         raise Broken(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO, background: str | None) -> Image.Image:
     with Image.open(file, formats=FORMATS) as opened:
         pixels, most = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
         if most is not None and pixels > most:
@@ -48,8 +51,14 @@ def _decode(file: BinaryIO) -> Image.Image:
     grey = image.mode in GREY
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, background or _contrast(layer)), layer)
     return image.convert("L" if grey else "RGB")
+
+
+def _contrast(layer: Image.Image) -> str:
+    """Black or white: the background on which the opaque parts of an RGBA image are seen."""
+    grey, alpha = np.asarray(layer.convert("L"), float), np.asarray(layer.getchannel("A"), float)
+    return "white" if (grey * alpha).sum() < 127.5 * alpha.sum() else "black"
 
 
 def square(image: Image.Image, channels: int, size: int) -> np.ndarray:
