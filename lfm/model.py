@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -342,7 +342,8 @@ class LatentFlow:
 
         velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
         with precision_context(precision, self.device):
-            return s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
+            states = s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
+        return _finite(states, "samples")
 
     # --- images ↔ latents ----------------------------------------------------------------------------------------
 
@@ -573,7 +574,7 @@ class LatentFlow:
         numbers = _rows(rows, len(latents)).tolist()
         if divergence == "exact":
             nats = log_likelihood(velocity, latents, grid, solver, exact_divergence).cpu().numpy()
-            return LogProb(nats, np.zeros_like(nats), math.prod(self.latent_shape))
+            return LogProb(_finite(nats, "likelihoods"), np.zeros_like(nats), math.prod(self.latent_shape))
         estimates = []
         for i in range(probes):
             stream = "probe" if i == 0 else f"probe {i}"
@@ -581,7 +582,7 @@ class LatentFlow:
             estimate = log_likelihood(velocity, latents, grid, solver, hutchinson_divergence(probe))
             estimates.append(estimate.cpu().numpy())
         spread = np.std(estimates, axis=0, ddof=1) if probes > 1 else np.full_like(estimates[0], np.nan)
-        mean = estimates[0] if probes == 1 else np.mean(estimates, axis=0)
+        mean = _finite(estimates[0] if probes == 1 else np.mean(estimates, axis=0), "likelihoods")
         return LogProb(mean, spread / math.sqrt(probes), math.prod(self.latent_shape))
 
     def _guided(
@@ -618,6 +619,16 @@ class LatentFlow:
         self.sampler._replace(guidance_scale=scale).check()
         if not self.classes and scale != 1:
             raise ConfigError(f"guidance_scale is {scale:g}; this model knows no labels: set it to 1")
+
+
+A = TypeVar("A", Tensor, np.ndarray)
+
+
+def _finite(values: A, what: str) -> A:
+    """The values; raises `ConfigError` where one is NaN or infinite."""
+    if not bool(torch.as_tensor(values).isfinite().all()):
+        raise ConfigError(f"{what} of this model are not finite; fetch or train it again, or use more steps")
+    return values
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
