@@ -68,7 +68,9 @@ def commands(ctx: click.Context) -> None:
 def main() -> None:
     """What the shell calls."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file stays behind
-    sys.exit(run(commands))
+    code = run(commands)
+    sys.stderr.flush()
+    os._exit(code)  # taking torch down takes a second
 
 
 @command(commands, "out", *SAMPLER, "columns", "zoom", *COMMON)
