@@ -15,6 +15,7 @@ import math
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,15 +197,20 @@ class LatentFlow:
         """Write the model as one folder; `dtype` is what weights are stored as. Existing files of it are replaced."""
         folder, config = Path(folder), dict(self.config)
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(folder, self.transformer, self.transformer.config, dtype)
-        if self._autoencoder is not None:
-            from lfm.nets.autoencoder import save
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:  # a model is never half of another one
+            part = Path(name)
+            save_model(part, self.transformer, self.transformer.config, dtype)
+            if self._autoencoder is not None:
+                from lfm.nets.autoencoder import save
 
-            save(folder / AUTOENCODER, self._autoencoder.model, dtype)
-            config["autoencoder_sha256"] = digest(folder / AUTOENCODER, AUTOENCODER_FILES)
-        sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
-        for name, content in ((FLOW, config), (SAMPLING, sampling)):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                save(part / AUTOENCODER, self._autoencoder.model, dtype)
+                config["autoencoder_sha256"] = digest(part / AUTOENCODER, AUTOENCODER_FILES)
+                (folder / AUTOENCODER).mkdir(exist_ok=True)
+            sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
+            for name, content in ((FLOW, config), (SAMPLING, sampling)):
+                (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            for file in [path for path in part.rglob("*") if path.is_file()]:
+                file.replace(folder / file.relative_to(part))
 
     def to(self, device: str | torch.device) -> "LatentFlow":
         """Move the model; returns itself."""
