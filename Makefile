@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
 	@echo "set-up: packages into .venv (torch alone is several GB; once)"
 	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
+	@$(UV) pip install -q --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
