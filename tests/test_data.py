@@ -92,7 +92,7 @@ def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monk
         assert file.shape("generated/images") == (21, 3, 40, 40)
         assert file.shape("transfer/images") == (3, 3, 3, 40, 40)
     page = Path("reports/report.html").read_text(encoding="utf-8")
-    assert "21 images out of noise" in page and "2 square" in page and "digit" not in page
+    assert "21 images generated from noise" in page and "2 square" in page and "digit" not in page
     assert json.loads(Path("reports/metrics.json").read_text())["psnr"] > 0
     with Image.open("reports/pictures/samples.png") as picture:
         assert picture.mode == "RGB"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import hdf5
+from pipeline.artifacts.hdf5 import Format
 from pipeline.errors import UserError
 from pipeline.params import load_params, load_yaml, validate_params
 from pipeline.sources import idx
@@ -115,7 +116,7 @@ def test_a_gzip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("fuzz") / "x.h5"
-    with arrays.writing(path) as file:
+    with hdf5.writing(path) as file:
         file.add("train/mean", np.arange(64, dtype=np.float32).reshape(8, 8))
         file.add("train/labels", np.arange(8, dtype=np.uint8))
         file.attributes(format="test/1", classes=8)
@@ -132,7 +133,7 @@ def test_changed_bytes_of_hdf5(store: tuple[Path, bytes], flips: list[tuple[int,
             content[at % len(content)] ^= flip
     path.write_bytes(content)
     try:
-        with arrays.reading(path, "test/1") as file:
+        with hdf5.reading(path, Format("test/1", {}, {})) as file:
             for name in ("train/mean", "train/labels"):
                 assert file.read(name).nbytes <= len(content)
     except UserError as error:
