@@ -54,9 +54,9 @@ class Reference:
 
     def cell(self, pictures: np.ndarray, labels: np.ndarray, split: str) -> str:
         """Distance to real images in units of the floor, and how many labels are recognised."""
-        seen = self.features(pictures)
-        right = (self.classifier.head(seen).argmax(1).numpy() == labels).mean()
-        return f"{frechet_distance(seen, self.real[split]) / self.floor:.2f} × / {100 * right:.2f} %"
+        features = self.features(pictures)
+        right = (self.classifier.head(features).argmax(1).numpy() == labels).mean()
+        return f"{frechet_distance(features, self.real[split]) / self.floor:.2f} × / {100 * right:.2f} %"
 
     def of_generated(self, model: LatentFlow, scale: float, interval: tuple[float, float]) -> str:
         """The same of as many generated images, against validation images."""

@@ -17,7 +17,7 @@ def watch(words: list[str]) -> tuple[float, dict[str, tuple[float, float]]]:
     """Run a command. Returns its seconds, and for each stage that ran seconds and peak memory in MB (resident, with its
     children, sampled every 20 ms)."""
     began = time.monotonic()
-    seen: dict[str, tuple[float, float, float]] = {}  # stage: first seen, last seen, peak
+    spans: dict[str, tuple[float, float, float]] = {}  # stage: first seen, last seen, peak
     command = psutil.Popen(words)
     while command.poll() is None:
         for process in command.children(recursive=True):
@@ -28,12 +28,12 @@ def watch(words: list[str]) -> tuple[float, dict[str, tuple[float, float]]]:
                 memory = sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 1e6
             except psutil.NoSuchProcess:
                 continue
-            first, _, peak = seen.get(stage[1], (time.monotonic(), 0.0, 0.0))
-            seen[stage[1]] = (first, time.monotonic(), max(peak, memory))
+            first, _, peak = spans.get(stage[1], (time.monotonic(), 0.0, 0.0))
+            spans[stage[1]] = (first, time.monotonic(), max(peak, memory))
         time.sleep(0.02)
     if command.returncode:
         sys.exit(f"{' '.join(words)}: exit code {command.returncode}")
-    return time.monotonic() - began, {name: (last - first, peak) for name, (first, last, peak) in seen.items()}
+    return time.monotonic() - began, {name: (last - first, peak) for name, (first, last, peak) in spans.items()}
 
 
 def main() -> None:

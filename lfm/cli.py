@@ -68,7 +68,9 @@ def commands(ctx: click.Context) -> None:
 def main() -> None:
     """What the shell calls."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file stays behind
-    sys.exit(run(commands))
+    code = run(commands)
+    sys.stderr.flush()
+    os._exit(code)  # taking torch down takes a second
 
 
 @command(commands, "out", *SAMPLER, "columns", "zoom", *COMMON)
@@ -225,8 +227,8 @@ def logprob(o: Any) -> None:
     """
     flow = load(o.model, o.device)
     divergence: Any = "exact" if o.exact else "hutchinson"
-    found = flow.log_prob(scans(flow, o.files, o.quiet), o.label, divergence=divergence, **_steps(o))
-    values = zip(o.files, found.nats, found.standard_error, found.bits_per_dim, strict=True)
+    estimate = flow.log_prob(scans(flow, o.files, o.quiet), o.label, divergence=divergence, **_steps(o))
+    values = zip(o.files, estimate.nats, estimate.standard_error, estimate.bits_per_dim, strict=True)
     results = [
         {
             "file": name,
@@ -288,14 +290,14 @@ def info(o: Any) -> None:
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
-        shown = (
+        text = (
             " × ".join(map(str, value))
             if isinstance(value, tuple)
             else f"{value:,}"
             if isinstance(value, int)
             else value
         )
-        click.echo(f"{key:12}{shown}")
+        click.echo(f"{key:12}{text}")
 
 
 @command(commands, "json", "quiet")

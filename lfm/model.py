@@ -15,10 +15,11 @@ import math
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -196,15 +197,20 @@ class LatentFlow:
         """Write the model as one folder; `dtype` is what weights are stored as. Existing files of it are replaced."""
         folder, config = Path(folder), dict(self.config)
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(folder, self.transformer, self.transformer.config, dtype)
-        if self._autoencoder is not None:
-            from lfm.nets.autoencoder import save
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:  # a model is never half of another one
+            part = Path(name)
+            save_model(part, self.transformer, self.transformer.config, dtype)
+            if self._autoencoder is not None:
+                from lfm.nets.autoencoder import save
 
-            save(folder / AUTOENCODER, self._autoencoder.model, dtype)
-            config["autoencoder_sha256"] = digest(folder / AUTOENCODER, AUTOENCODER_FILES)
-        sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
-        for name, content in ((FLOW, config), (SAMPLING, sampling)):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                save(part / AUTOENCODER, self._autoencoder.model, dtype)
+                config["autoencoder_sha256"] = digest(part / AUTOENCODER, AUTOENCODER_FILES)
+                (folder / AUTOENCODER).mkdir(exist_ok=True)
+            sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
+            for name, content in ((FLOW, config), (SAMPLING, sampling)):
+                (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            for file in [path for path in part.rglob("*") if path.is_file()]:
+                file.replace(folder / file.relative_to(part))
 
     def to(self, device: str | torch.device) -> "LatentFlow":
         """Move the model; returns itself."""
@@ -342,7 +348,8 @@ class LatentFlow:
 
         velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
         with precision_context(precision, self.device):
-            return s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
+            states = s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
+        return _finite(states, "samples")
 
     # --- images ↔ latents ----------------------------------------------------------------------------------------
 
@@ -573,7 +580,7 @@ class LatentFlow:
         numbers = _rows(rows, len(latents)).tolist()
         if divergence == "exact":
             nats = log_likelihood(velocity, latents, grid, solver, exact_divergence).cpu().numpy()
-            return LogProb(nats, np.zeros_like(nats), math.prod(self.latent_shape))
+            return LogProb(_finite(nats, "likelihoods"), np.zeros_like(nats), math.prod(self.latent_shape))
         estimates = []
         for i in range(probes):
             stream = "probe" if i == 0 else f"probe {i}"
@@ -581,7 +588,7 @@ class LatentFlow:
             estimate = log_likelihood(velocity, latents, grid, solver, hutchinson_divergence(probe))
             estimates.append(estimate.cpu().numpy())
         spread = np.std(estimates, axis=0, ddof=1) if probes > 1 else np.full_like(estimates[0], np.nan)
-        mean = estimates[0] if probes == 1 else np.mean(estimates, axis=0)
+        mean = _finite(estimates[0] if probes == 1 else np.mean(estimates, axis=0), "likelihoods")
         return LogProb(mean, spread / math.sqrt(probes), math.prod(self.latent_shape))
 
     def _guided(
@@ -618,6 +625,16 @@ class LatentFlow:
         self.sampler._replace(guidance_scale=scale).check()
         if not self.classes and scale != 1:
             raise ConfigError(f"guidance_scale is {scale:g}; this model knows no labels: set it to 1")
+
+
+A = TypeVar("A", Tensor, np.ndarray)
+
+
+def _finite(values: A, what: str) -> A:
+    """The values; raises `ConfigError` where one is NaN or infinite."""
+    if not bool(torch.as_tensor(values).isfinite().all()):
+        raise ConfigError(f"{what} of this model are not finite; fetch or train it again, or use more steps")
+    return values
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:

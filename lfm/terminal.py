@@ -1,6 +1,7 @@
 """What the commands of `lfm.cli` share: flags, files written whole, one-line errors. Heavy imports wait until they are needed."""
 
 import functools
+import gc
 import json
 import os
 import re
@@ -101,16 +102,19 @@ def command(group: click.Group, *flags: str) -> Callable[[Callable[[Any], None]]
 
 
 def load(model: str | None, device: str) -> "LatentFlow":
-    """A model on a device."""
+    """A model on a device. Its imports are most of the time that one picture takes."""
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin cost far more than they win on a busy machine
+    gc.disable()  # collections between imports find nothing, and take a quarter of their time
     import diffusers.utils.import_utils
     import torch
 
-    diffusers.utils.import_utils._scipy_available = False  # else its schedulers, unused here, import scipy: a second
+    diffusers.utils.import_utils._scipy_available = False  # else its schedulers, unused here, import scipy: 0.7 s
+    import lfm.nets.autoencoder  # noqa: F401
     from lfm.model import LatentFlow
 
+    gc.enable()
     try:
         torch.zeros(1, device=device)
     except Exception as error:  # torch raises many kinds

@@ -141,7 +141,7 @@ def main(context: Context) -> None:
         todo = parts(lengths, p.batch_size)
         if ranks.processes() > 1:
             worker = Worker(p, context.input("images"), folder, context.scratch, context.params.runtime.progress)
-            ranks.together(work, one_line, worker, todo)
+            ranks.run_all(work, one_line, worker, todo)
         encoder = Encoder(folder, p, pictures)
         named = encoder.coder.scale() if p.scale == "config" else None
         with context.publish("latents") as part, hdf5.writing(part) as out:

@@ -101,9 +101,9 @@ def check_same_data(classifier: Path, pictures: ArrayFile, drawn: ArrayFile) -> 
         raise UserError(f"{classifier}: fitted on other images ({fitted[:12]}…) than these; run `dvc repro`")
 
 
-def near_training(seen: View, training: np.ndarray) -> dict[str, np.ndarray]:
+def near_training(images: View, training: np.ndarray) -> dict[str, np.ndarray]:
     """The nearest training image of each image of a set, and how far it is."""
-    place, distance = nearest(seen.pixels, training)
+    place, distance = nearest(images.pixels, training)
     return {"place": place, "distance": distance}
 
 

@@ -45,7 +45,7 @@ class Stage:
     def __init__(self, context: Context, model: LatentFlow, file: hdf5.ArrayFile, out: hdf5.ArrayWriter) -> None:
         self.context, self.model, self.file, self.out = context, model, file, out
         self.p, self.labels = context.params.sample, file.read("test/labels")
-        self.shown = np.unique(self.labels)[:CLASSES_SHOWN]  # the classes of which pictures are made
+        self.pictured = np.unique(self.labels)[:CLASSES_SHOWN]  # the classes of which pictures are made
 
     def decode(self, x: torch.Tensor, batch_size: int | None = None) -> np.ndarray:
         size = batch_size or len(x)
@@ -78,7 +78,7 @@ class Stage:
 
     def trajectories(self) -> None:
         """The first noise of each class, decoded at the grid's times nearest to those asked for."""
-        p, first = self.p, np.array([np.flatnonzero(self.labels == label)[0] for label in self.shown])
+        p, first = self.p, np.array([np.flatnonzero(self.labels == label)[0] for label in self.pictured])
         drawn = self.model.sample(
             self.labels[first] if self.model.classes else None, 1 if self.model.classes else len(first), seed=p.seed,
             rows=first, return_path=p.trajectory_times, output_type="np", batch_size=len(first), precision=p.precision,
@@ -90,7 +90,7 @@ class Stage:
         """Inversion, interpolation and class transfer of a test image of each class. Returns the largest error of a latent
         after the way to its noise and back."""
         model, steps, mean = self.model, self.p.inversion_steps, self.file.read("test/mean")
-        first, second = (np.array([np.flatnonzero(self.labels == c)[n] for c in self.shown]) for n in (0, 1))
+        first, second = (np.array([np.flatnonzero(self.labels == c)[n] for c in self.pictured]) for n in (0, 1))
         x1, others = (
             model.scale.normalise(torch.from_numpy(mean[rows])).to(self.context.device)
             for rows in (first, np.roll(second, -1))
@@ -99,7 +99,7 @@ class Stage:
         x0 = model.invert(x1, labels, steps)
         back = model.generate(x0, labels, steps=steps, output_type="latent")
         between = model.interpolate(x1, others, BETWEEN, steps=steps, output_type="latent")
-        targets = self.shown if model.classes else self.labels[:1]
+        targets = self.pictured if model.classes else self.labels[:1]
         moved = (
             model.transfer(x1, targets, labels, steps=steps, output_type="latent")
             if model.classes

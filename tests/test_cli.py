@@ -86,7 +86,6 @@ def test_version(shell: Shell) -> None:
     assert good(shell("--version")).out == f"lfm {lfm.__version__}\n"
 
 
-
 def prepare(folder: Path) -> None:
     """What the wrong commands are given."""
     (folder / "text.png").write_text("no image")

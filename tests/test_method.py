@@ -16,7 +16,7 @@ from lfm.nets.augment import shifted
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.transformer import BLOCKS, ModernBlock, Transformer, positions, time_features
 from lfm.sampling.guidance import guided
-from lfm.sampling.solver import integrate, time_grid
+from lfm.sampling.solver import FIXED_STEP, integrate, time_grid
 
 SIGMA_MIN = 1e-3
 
@@ -125,6 +125,23 @@ def test_guidance_takes_a_second_pass_only_where_it_must(scale: float, rows: int
 
     guided(model, torch.zeros(5, dtype=torch.int64), scale, 10)(torch.tensor(0.0), torch.zeros(5, 1))
     assert seen == [rows]
+
+
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_an_interval_that_ends_on_the_grid_guides_at_both_ends_in_float32(solver: str) -> None:
+    """Times in float32 lie next to 0.7 and 0.8 as float64 has them; euler's ten steps begin at both."""
+    guided_at: list[float] = []
+
+    def model(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if len(x) == 2:
+            guided_at.append(round(float(t), 4))
+        return x
+
+    integrate(
+        guided(model, torch.zeros(1, dtype=torch.int64), 3.0, 10, (0.7, 0.8)), torch.ones(1, 1), time_grid(10), solver
+    )
+    inside = {"euler": [0.7, 0.8], "midpoint": [0.7, 0.75, 0.8], "heun": [0.7, 0.7, 0.8, 0.8], "rk4": None}[solver]
+    assert guided_at == inside if inside else {0.7, 0.8} < set(guided_at)
 
 
 @pytest.mark.parametrize(("t", "rows"), [(0.1, 5), (0.2, 10), (0.5, 10), (0.6, 10), (0.7, 5)])

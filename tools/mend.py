@@ -15,20 +15,20 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
 LOCKS, READERS, RUNS = (Path("dvc.lock"), Path("sweeps/dvc.lock")), Path(".dvc/tmp/rwlock"), Path(".dvc/cache/runs")
-COPIES = "data", "models", "reports", ".dvc/cache/files/md5"  # where DVC copies to a temporary name first
+COPIES = "data", "models", "reports", ".dvc/cache/files/md5"  # folder DVC copies to a temporary name first
 TEMPORARY = f".{'?' * 22}.tmp"
 
 
 def mend(project: Path) -> list[Path]:
-    """Remove dvc.lock and rwlock where they are cut short, and empty folders of the run cache; also half a copy that DVC
+    """Remove dvc.lock and rwlock folder they are cut short, and empty folders of the run cache; also half a copy that DVC
     left, which is in nobody's way. Returns what was removed."""
-    found = [project / name for name in LOCKS if not _lock(project / name)]
-    found += [] if _readers(project / READERS) else [project / READERS]
-    found += [f for f in sorted((project / RUNS).glob("*/*")) if f.is_dir() and not any(f.iterdir())]
-    found += [f for folder in COPIES for f in sorted((project / folder).rglob(TEMPORARY))]
-    for path in found:
+    paths = [project / name for name in LOCKS if not _lock(project / name)]
+    paths += [] if _readers(project / READERS) else [project / READERS]
+    paths += [f for f in sorted((project / RUNS).glob("*/*")) if f.is_dir() and not any(f.iterdir())]
+    paths += [f for folder in COPIES for f in sorted((project / folder).rglob(TEMPORARY))]
+    for path in paths:
         path.rmdir() if path.is_dir() else path.unlink()
-    return found
+    return paths
 
 
 def _lock(path: Path) -> bool:
@@ -50,13 +50,13 @@ def _readers(path: Path) -> bool:
 
 def at_work(project: Path) -> list[int]:
     """Processes of `dvc`, or of a stage, in this project or one of its temporary workspaces."""
-    found = []
+    pids = []
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        words, where = process.info["cmdline"] or [], Path(process.info["cwd"] or "/")
+        words, folder = process.info["cmdline"] or [], Path(process.info["cwd"] or "/")
         ours = any(Path(word).name == "dvc" or word.startswith(("stages.", "sweeps.")) for word in words[:4])
-        if ours and (where == project or project in where.parents):
-            found.append(int(process.info["pid"]))
-    return found
+        if ours and (folder == project or project in folder.parents):
+            pids.append(int(process.info["pid"]))
+    return pids
 
 
 if __name__ == "__main__":

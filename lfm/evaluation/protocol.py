@@ -142,16 +142,16 @@ def view(
     return View(labels.astype(np.int64), features.double().cpu().numpy(), components.transform(flat(images)), logits)
 
 
-def resample(seen: View, name: str, s: Settings) -> Resampled:
+def resample(images: View, name: str, s: Settings) -> Resampled:
     """Bootstrap within each class: class counts are matched between the sets, so they are nothing that varies."""
     drawn = Resampled([], [])
-    classes = [np.flatnonzero(seen.labels == label) for label in np.unique(seen.labels)]
+    classes = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
     for i in range(s.bootstrap):
         g = random.generator(s.seed, f"bootstrap/{name}", i)
         rows = np.concatenate([members[g.integers(len(members), size=len(members))] for members in classes])
-        counts = np.bincount(rows, minlength=len(seen.labels)).astype(np.float64)
-        drawn.features.append(metrics.moments(seen.features, counts))
-        drawn.pixels.append(metrics.moments(seen.pixels, counts))
+        counts = np.bincount(rows, minlength=len(images.labels)).astype(np.float64)
+        drawn.features.append(metrics.moments(images.features, counts))
+        drawn.pixels.append(metrics.moments(images.pixels, counts))
     return drawn
 
 
@@ -252,7 +252,7 @@ def judge(sets: dict[str, View], memorised: dict[str, float], s: Settings, work:
     """
     work = work or Quiet()
     spread = spreads(sets, s, work)
-    orders = {name: order(seen.labels, name, s.seed) for name, seen in sets.items()}
+    orders = {name: order(images.labels, name, s.seed) for name, images in sets.items()}
     scale = float(np.sqrt(np.square(sets["test"].features).mean()))
     table, by_size = {}, {}
     with work.progress(len(ROWS), "comparisons", "row") as progress:

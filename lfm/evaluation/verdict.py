@@ -40,13 +40,13 @@ def indistinguishable(
         accuracy, accuracy_real: percent of labels recognised.
     """
     kid_errors = SDS * (generated.kid_error + real.kid_error)
-    apart = max(abs(a - b) for a, b in zip(generated.manifolds, real.manifolds, strict=True))
+    gap = max(abs(a - b) for a, b in zip(generated.manifolds, real.manifolds, strict=True))
     excess = generated.two_sample - real.two_sample
     return [
         Condition("Fréchet distance", "above the reference, limit 2 sd", generated.fd - real.fd, SDS * excess_sd),
         Condition("KID", "away from the floor, limit both intervals", abs(generated.kid - real.kid), kid_errors),
         Condition(
-            "precision/recall", "the largest difference of precision, recall, density, coverage", apart, COVER_POINTS
+            "precision/recall", "the largest difference of precision, recall, density, coverage", gap, COVER_POINTS
         ),
         Condition("two-sample test", "points above real images", excess, TWO_SAMPLE_POINTS),
         Condition("accuracy", "points away from real images", abs(accuracy - accuracy_real), ACCURACY_POINTS),

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lfm.flow.path import Velocity
 
+ROUNDING = 1e-6  # of a time in float32, with room: steps are 1e-4 apart or more
+
 
 def guided(
     model: Velocity,
@@ -24,10 +26,10 @@ def guided(
     Args:
         model: v(t, x, y).
         y: labels of the batch, (B,).
-        interval: first and last t at which to guide; t is a scalar.
+        interval: first and last t at which to guide, both included; t is a scalar.
     """
     null = torch.full_like(y, null_label)
-    first, last = interval
+    first, last = interval[0] - ROUNDING, interval[1] + ROUNDING
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
         if scale == 1 or not first <= float(t) <= last:

@@ -16,7 +16,7 @@ MOST_STEPS = 10_000
 class Sampler(NamedTuple):
     """The values that sampling needs.
 
-    >>> Sampler("heun", steps=0).check()
+    >>> Sampler("rk4", steps=0).check()
     Traceback (most recent call last):
         ...
     lfm.errors.ConfigError: steps is 0; accepted: a whole number from 1 to 10,000

@@ -90,24 +90,27 @@ class ArrayFile:
         return UserError(f"{self._path}: {what}; {_remake(self._path)}")
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        found: object = self._file
+        node: object = self._file
         for part in name.split("/"):
-            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
             elsewhere = isinstance(link, h5py.ExternalLink | h5py.SoftLink)
-            found = None if link is None or elsewhere else found[part]  # type: ignore[index]
-            if elsewhere or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+            node = None if link is None or elsewhere else node[part]  # type: ignore[index]
+            if elsewhere or (isinstance(node, h5py.Dataset) and (node.is_virtual or node.external)):
                 raise self._wrong(f"array '{name}' points to another file, which is refused")
-        if not isinstance(found, h5py.Dataset):
+        if not isinstance(node, h5py.Dataset):
             names: list[str] = []
             self._file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
             raise self._wrong(f"no array '{name}' (it holds: {', '.join(names) or 'nothing'})")
         # Nothing is compressed, so no array and no chunk is larger than the file: no header can ask for all memory.
-        filters, most = found.id.get_create_plist().get_nfilters(), self._path.stat().st_size
-        large = max(math.prod(found.shape), math.prod(found.chunks or ())) * found.dtype.itemsize > most
-        large |= found.id.get_storage_size() < found.size * found.dtype.itemsize  # a chunk that is lost reads as zeros
-        if found.dtype.kind not in "biuf" or not found.fletcher32 or filters != 1 or large:
-            raise self._wrong(f"array '{name}' says it is {found.dtype} {found.shape}, which this file can't hold")
-        return found
+        dataset = node
+        filters, most = dataset.id.get_create_plist().get_nfilters(), self._path.stat().st_size
+        large = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize > most
+        large |= (
+            dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize
+        )  # a chunk that is lost reads as zeros
+        if dataset.dtype.kind not in "biuf" or not dataset.fletcher32 or filters != 1 or large:
+            raise self._wrong(f"array '{name}' says it is {dataset.dtype} {dataset.shape}, which this file can't hold")
+        return dataset
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, without reading it."""
@@ -137,12 +140,12 @@ class ArrayFile:
         lengths: dict[str, int] = {}
         for name, wanted in layout.arrays.items():
             with _as_user_error(self._path, f"array '{name}' is damaged"):
-                found = self._dataset(name)
+                dataset = self._dataset(name)
                 dtype, *axes = wanted.split()
-                fits = found.dtype == np.dtype(dtype) and found.ndim == len(axes) and 0 not in found.shape
-                if not fits or any(lengths.setdefault(a, n) != n for a, n in zip(axes, found.shape, strict=True)):
+                fits = dataset.dtype == np.dtype(dtype) and dataset.ndim == len(axes) and 0 not in dataset.shape
+                if not fits or any(lengths.setdefault(a, n) != n for a, n in zip(axes, dataset.shape, strict=True)):
                     known = ", ".join(f"{a} = {lengths[a]}" if a in lengths else a for a in axes)
-                    raise self._wrong(f"array '{name}' is {found.dtype} {found.shape}, not {dtype} ({known})")
+                    raise self._wrong(f"array '{name}' is {dataset.dtype} {dataset.shape}, not {dtype} ({known})")
             if name.endswith("/labels") and "classes" in self.attributes:
                 top, classes = int(self.read(name).max()), self.attribute("classes")
                 if not isinstance(classes, int) or top >= classes:

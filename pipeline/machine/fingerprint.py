@@ -44,7 +44,7 @@ class Fingerprint:
         parts = {
             "cmd": self.entry.cmd,
             "params": {section: values.model_dump() for section, values in self.params.items()},
-            "inputs": {str(path): seen.digest for path, seen in self.inputs.items()},
+            "inputs": {str(path): content.digest for path, content in self.inputs.items()},
             "machine": machine(),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }

@@ -81,22 +81,22 @@ def alone(path: Path, waiting: str | None = None) -> Iterator[None]:
     """Hold the lock file `path`; a dead process holds nothing. Where a living one does, `waiting`, the name of who wants it,
     says so and waits. Raises `UserError` that names that process where there is no such name, or it is this very process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline, told = time.monotonic() + PATIENCE_S, False
-    while (held := try_lock(path)) is None:
-        if time.monotonic() > deadline and not told:
+    deadline, announced = time.monotonic() + PATIENCE_S, False
+    while (lock := try_lock(path)) is None:
+        if time.monotonic() > deadline and not announced:
             owner = path.read_text().strip() or "unknown"
             if waiting is None or owner == str(os.getpid()):
                 raise UserError(
                     f"{path}: busy, process {owner} works on the same; wait for it or stop it, then run again"
                 )
             say(f"{waiting}: process {owner} makes the very same; waiting for it")
-            told = True
+            announced = True
         time.sleep(POLL_S)
         path.parent.mkdir(parents=True, exist_ok=True)  # as `pipeline.machine.scratch` may have cleaned it away
     try:
         yield
     finally:
-        os.close(held)
+        os.close(lock)
 
 
 def try_lock(path: Path) -> int | None:

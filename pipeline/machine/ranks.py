@@ -20,22 +20,22 @@ def processes() -> int:
     return int(wanted)
 
 
-def together(work: Callable[..., None], told: Callable[[BaseException], str | None], *given: Any) -> None:
-    """Run `work(rank, processes, *given)` in all processes, rank 0 in this one, and return when all have ended.
+def run_all(work: Callable[..., None], one_line: Callable[[BaseException], str | None], *arguments: Any) -> None:
+    """Run `work(rank, processes, *arguments)` in all processes, rank 0 in this one, and return when all have ended.
 
-    Raises `UserError` where another one failed; they end with this one, however that ends. `told` is an error in one line, or
+    Raises `UserError` where another one failed; they end with this one, however that ends. `one_line` is an error in one line, or
     None for a defect of ours.
     """
     n = processes()
     context = multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=_other, args=(os.getpid(), work, told, rank, n, *given), daemon=True)
+        context.Process(target=_other, args=(os.getpid(), work, one_line, rank, n, *arguments), daemon=True)
         for rank in range(1, n)
     ]
     try:
         for process in others:
             process.start()
-        work(0, n, *given)
+        work(0, n, *arguments)
         for rank, process in enumerate(others, 1):
             process.join()
             if process.exitcode:
@@ -47,14 +47,19 @@ def together(work: Callable[..., None], told: Callable[[BaseException], str | No
 
 
 def _other(
-    parent: int, work: Callable[..., None], told: Callable[[BaseException], str | None], rank: int, n: int, *given: Any
+    parent: int,
+    work: Callable[..., None],
+    one_line: Callable[[BaseException], str | None],
+    rank: int,
+    n: int,
+    *arguments: Any,
 ) -> None:
     with ending_by_signal():
         die_with(parent)
         try:
-            work(rank, n, *given)
+            work(rank, n, *arguments)
         except Exception as error:
-            line = told(error)
+            line = one_line(error)
             if line is None or os.environ.get("LFM_DEBUG") == "1":
                 raise
             print(f"error: process {rank} of {n}: {line}", file=sys.stderr)

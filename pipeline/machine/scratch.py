@@ -1,7 +1,7 @@
 """Unfinished work that survives the process: files of tensors in a folder that is no out and belongs to one fingerprint.
 
 `.dvc/tmp/lfm/STAGE/KEY/`, in the project where DVC was started, also for its temporary workspaces. A file's name holds
-the sha256 of its content, so that a truncated or altered one is told from a whole one, named and left out. Tensors alone,
+the sha256 of its content, so that a truncated or altered one is recognised, named and left out. Tensors alone,
 as safetensors: nothing that is read here can run code.
 """
 
@@ -68,8 +68,8 @@ class Scratch:
     def part(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What `make` gives, or what it gave under this name before the process was ended."""
         for path in self.find(name):
-            if (kept := self.read(path)) is not None:
-                return {k: v.numpy() for k, v in kept.items()}
+            if (tensors := self.read(path)) is not None:
+                return {k: v.numpy() for k, v in tensors.items()}
         made = {k: np.asarray(v, order="C") for k, v in make().items()}  # sums depend on the order in memory
         self.write(name, {k: torch.from_numpy(v) for k, v in made.items()}, lasting=False)
         return made

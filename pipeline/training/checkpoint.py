@@ -70,8 +70,8 @@ class Checkpoints:
         return loss
 
     def _stopped(self, what: str) -> UserError:
-        kept = f"the checkpoint of step {self.newest} stays" if self.newest else "there was no checkpoint yet"
-        return UserError(f"{self.scratch.stage}: {what} ({kept}); lower {self.section}.learning_rate")
+        state = f"the checkpoint of step {self.newest} stays" if self.newest else "there was no checkpoint yet"
+        return UserError(f"{self.scratch.stage}: {what} ({state}); lower {self.section}.learning_rate")
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
