@@ -240,16 +240,6 @@ def load_yaml(text: str) -> Any:
     return YAML(typ="safe").load(text)
 
 
-class _Loader:
-    """`load_yaml` for `yaml.load(text, Loader)`."""
-
-    def __init__(self, text: str) -> None:
-        self.get_single_data, self.dispose = lambda: load_yaml(text), lambda: None
-
-
-Loader: Any = _Loader
-
-
 def load_params(path: Path = PARAMS) -> Params:
     """Read and validate a `params.yaml`. Raises `UserError` that names the file, the key and its value."""
     return validate_params(load_tree(path), str(path))

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import torch
 
+from lfm.errors import ConfigError
 from lfm.evaluation.metrics import frechet_distance
 from lfm.model import LatentFlow
 from lfm.nets.classifier import Classifier, to_pixels
@@ -40,7 +41,11 @@ def changed(default: Sampler, solver: str, evaluations: str, guidance: str) -> S
                 f"multiple of what it evaluates a step ({list(COST.values())})"
             )
         sampler = sampler._replace(solver=solver, steps=int(evaluations) // COST[solver])
-    return (sampler if guidance == "default" else sampler._replace(guidance_scale=float(guidance))).check()
+    sampler = sampler if guidance == "default" else sampler._replace(guidance_scale=float(guidance))
+    try:
+        return sampler.check()
+    except ConfigError as error:
+        raise UserError(f"{PIPELINE}: {error}") from error
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from lfm.model import LatentFlow
 from pipeline import http as transfer
 from pipeline import run as runner
 from pipeline.artifacts import hdf5, images
-from pipeline.params import Loader, Params, validate_params
+from pipeline.params import Params, load_yaml, validate_params
 from pipeline.run import Context
 from pipeline.sources import datasets
 from tools.workspace import apply, make_workspace, read_preset
@@ -67,7 +67,7 @@ def ran(output: str) -> list[str]:
 def set_params(workspace: Path, **leaves: Any) -> None:
     """Edit leaves of params.yaml, named section__leaf."""
     path = workspace / "params.yaml"
-    tree = yaml.load(path.read_text(), Loader)
+    tree = load_yaml(path.read_text())
     for name, value in leaves.items():
         section, _, leaf = name.partition("__")
         tree[section][leaf] = value
@@ -110,7 +110,7 @@ def parameters(preset: str | None = None, **changes: Any) -> Params:
     """Those of params.yaml with a preset and single leaves, named section__leaf, changed."""
     leaves = read_preset(ROOT / "presets" / preset) if preset else {}
     leaves |= {key.replace("__", "."): value for key, value in changes.items()}
-    return validate_params(apply(yaml.load((ROOT / "params.yaml").read_text(), Loader), leaves, "test"), "test")
+    return validate_params(apply(load_yaml((ROOT / "params.yaml").read_text()), leaves, "test"), "test")
 
 
 def context(stage: str, params: Params) -> Context:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from pipeline.params import Loader
+from pipeline.params import load_yaml
 from tests.conftest import ROOT, STAGES, edited
 
 SWEEPS: dict[str, Any] = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]
@@ -186,7 +186,7 @@ def test_stages_are_the_modules_that_dvc_yaml_names_and_rooms_hold_a_docstring()
 
 # --- parameters --------------------------------------------------------------------------------------------------------
 
-PARAMS: dict[str, dict[str, Any]] = yaml.load((ROOT / "params.yaml").read_text(), Loader)
+PARAMS: dict[str, dict[str, Any]] = load_yaml((ROOT / "params.yaml").read_text())
 # What they make then decides about the others. The page contains all parameters but `runtime`.
 TRACKED_BY = {section: {section, "report"} for section in PARAMS} | {
     "data": {"fetch", "report"}, "model": {"train", "report"}, "flow": {"train", "report"}, "report": {"report"},
@@ -199,7 +199,7 @@ def test_a_changed_parameter_reruns_the_stages_that_track_it(
     changeable: Path, monkeypatch: pytest.MonkeyPatch, section: str
 ) -> None:
     monkeypatch.chdir(changeable)
-    tree = yaml.load(Path("params.yaml").read_text(), Loader)
+    tree = load_yaml(Path("params.yaml").read_text())
     tree[section] = dict.fromkeys(PARAMS[section], "something else")
     with edited(changeable / "params.yaml", yaml.safe_dump(tree)), Repo(str(changeable)) as repo:
         status = repo.status()

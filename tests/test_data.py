@@ -6,32 +6,32 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import pytest
 import torchvision.datasets
-import yaml
 from PIL import Image, ImageDraw
 
-from lfm.evaluation.protocol import enough, flat
-from pipeline import run as cli
-from pipeline.artifacts import hdf5 as arrays
-from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
+from lfm.errors import ConfigError
+from lfm.evaluation.protocol import Settings, check_sizes, flat
+from pipeline import run as runner
+from pipeline.artifacts import hdf5, images, samples
+from pipeline.artifacts.hdf5 import SPLITS
 from pipeline.errors import UserError
 from pipeline.page import gallery
-from pipeline.params import Params, load_params, load_yaml
+from pipeline.params import Params
 from pipeline.sources.datasets import folder as load_folder
 from pipeline.sources.datasets import hold_out
 from pipeline.sources.folder import Pictures, survey
 from stages import fetch, sample
-from tests.conftest import ROOT, Case, Scene
-from tests.test_pipeline import STAGES
-from tools.workspace import apply, make_workspace
+from tests.conftest import ROOT, STAGES, Case, Scene, context, parameters, run_stage, set_params, write_noise
+from tools.workspace import make_workspace
 
+IMAGES = Path("data/images.h5")
 Edit = Callable[[Path], object]
 
 
@@ -62,14 +62,9 @@ def folder(tmp_path: Path) -> Path:
     return shapes(tmp_path / "shapes", 14)
 
 
-def fetched(**leaves: Any) -> Params:
-    """Parameters of `fetch` with some of data's changed."""
-    tree = load_yaml((ROOT / "params.yaml").read_text())
-    return Params.model_validate(apply(tree, {f"data.{k}": v for k, v in leaves.items()}, "test"))
-
-
 def of_folder(root: Path, **leaves: Any) -> Params:
-    return fetched(**{"dataset": "folder", "root": str(root), "digest": digest_of(root)} | leaves)
+    data = {"dataset": "folder", "root": str(root), "digest": digest_of(root)} | leaves
+    return parameters(**{f"data__{key}": value for key, value in data.items()})
 
 
 def surveyed(root: Path) -> Pictures:
@@ -83,25 +78,23 @@ def surveyed(root: Path) -> Pictures:
 def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, workspace = shapes(tmp_path / "shapes", 50), tmp_path / "workspace"
     make_workspace(ROOT, workspace, ROOT / "presets/tiny")
-    params = workspace / "params.yaml"
     data = {"dataset": "folder", "root": "../shapes", "digest": digest_of(root), "image_size": 40}
-    changes = {f"data.{key}": value for key, value in data.items()} | {"model.patch_size": 5}
-    params.write_text(yaml.safe_dump(apply(load_yaml(params.read_text()), changes, "test")))
+    set_params(workspace, **{f"data__{key}": value for key, value in data.items()}, model__patch_size=5)
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(cli, "__file__", str(workspace / "stages/cli.py"))
+    monkeypatch.setattr(runner, "__file__", str(workspace / "pipeline/run.py"))
     for name in STAGES:
-        cli.run(import_module(f"stages.{name}").main, *STAGES[name]["params"])
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
+        run_stage(name)
+    with hdf5.reading(IMAGES, images.FORMAT) as file:
         assert [file.shape(f"{split}/images") for split in SPLITS] == [(n, 3, 40, 40) for n in (108, 21, 21)]
         assert [np.bincount(file.read(f"{split}/labels")).tolist() for split in SPLITS] == [[36] * 3, [7] * 3, [7] * 3]
         assert file.attributes["class_names"] == "disc\nline\nsquare"
-    with arrays.reading(Path("data/samples.h5"), "lfm-samples/1") as file:
+    with hdf5.reading(Path("data/samples.h5"), samples.FORMAT) as file:
         assert file.shape("generated/images") == (21, 3, 40, 40)
         assert file.shape("transfer/images") == (3, 3, 3, 40, 40)
     page = Path("reports/report.html").read_text(encoding="utf-8")
-    assert "21 images out of noise" in page and "2 square" in page and "digit" not in page
+    assert "21 images generated from noise" in page and "2 square" in page and "digit" not in page
     assert json.loads(Path("reports/metrics.json").read_text())["psnr"] > 0
-    with Image.open("reports/samples.png") as picture:
+    with Image.open("reports/pictures/samples.png") as picture:
         assert picture.mode == "RGB"
 
 
@@ -133,10 +126,10 @@ def grey(value: int, mode: str = "L") -> Image.Image:
     return Image.new(mode, (30, 20), value)
 
 
-def half() -> Image.Image:
-    """White, its left half transparent."""
-    image = Image.new("LA", (20, 20), (255, 255))
-    image.paste((255, 0), (0, 0, 10, 20))
+def beside(mode: str, left: int | tuple[int, ...], right: int | tuple[int, ...]) -> Image.Image:
+    """Two colours side by side."""
+    image = Image.new(mode, (20, 20), right)
+    image.paste(left, (0, 0, 10, 20))
     return image
 
 
@@ -147,61 +140,55 @@ def wide() -> Image.Image:
     return image
 
 
+def photograph() -> Image.Image:
+    """White above and black below, until its Exif turns it clockwise."""
+    image = beside("L", 255, 0).rotate(-90)
+    image.getexif()[0x0112] = 6
+    return image
+
+
 @pytest.mark.parametrize(
     ("image", "channels", "expected"),
     [
         (grey(200), 1, [200, 200]),
         (grey(1, "1"), 1, [255, 255]),
         (grey(257 * 7, "I;16"), 1, [7, 7]),
-        (half(), 1, [0, 255]),
+        (beside("LA", (255, 0), (255, 255)), 1, [0, 255]),
         (wide(), 1, [255, 255]),
+        (photograph(), 1, [0, 255]),
         (Image.new("RGB", (9, 9), (50, 50, 50)), 3, [50, 50]),
         (Image.new("P", (9, 9)), 3, [0, 0]),
     ],
-    ids=["grey", "black and white", "16 bits", "transparent over black", "the middle", "colour", "palette"],
-)  # fmt: skip
-def test_images_of_any_kind_become_squares(
+    ids=["grey", "black and white", "16 bits", "transparent over black", "the middle", "turned", "colour", "palette"],
+)
+def test_images_of_any_kind_become_upright_squares(
     folder: Path, image: Image.Image, channels: int, expected: list[int]
 ) -> None:
     for path in filter(Path.is_file, folder.rglob("*.*")):
         path.unlink()
         wide().save(path.with_suffix(".png"))
-    image.save(folder / "disc/x.png")
-    images = surveyed(folder)
-    pixels = np.asarray(images[images.names == "disc/x.png"])[0]
-    assert images.shape == (43, channels, 16, 16) and pixels.shape == (channels, 16, 16)
+    image.save(folder / "disc/x.png", exif=image.getexif())
+    pictures = surveyed(folder)
+    pixels = np.asarray(pictures[pictures.names == "disc/x.png"])[0]
+    assert pictures.shape == (43, channels, 16, 16) and pixels.shape == (channels, 16, 16)
     assert (pixels[:, :, 2] == expected[0]).all() and (pixels[:, :, -3] == expected[1]).all()
 
 
-def test_photographs_are_turned_upright(folder: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    image = Image.new("L", (20, 20))
-    image.paste(255, (0, 10, 20, 20))  # white below: left when upright
-    image.save(folder / "disc/x.png", exif=exif)
-    images = surveyed(folder)
-    pixels = np.asarray(images[images.names == "disc/x.png"])[0, 0]
-    assert (pixels[:, :6] == 255).all() and (pixels[:, 10:] == 0).all()
-
-
-def test_hidden_and_other_files_are_left_out_and_logged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_or_of_one_colour_is_logged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = digest_of(folder)
     for name in (".git", "__MACOSX"):
         (folder / name).mkdir()
     for name in ("disc/.DS_Store", "labels.csv", "disc/notes.txt", "beside.png"):
         (folder / name).write_bytes(b"x")
-    capsys.readouterr()
     assert digest_of(folder) == before
     log = capsys.readouterr().err
     assert "fetch: 'disc' holds 1 files" in log and "fetch: 1 images beside the folders of the classes" in log
     (folder / "disc/000.png").rename(folder / "disc/zzz.png")
     assert digest_of(folder) != before
-
-
-def test_images_of_a_single_colour_are_logged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grey(7).save(folder / "disc/x.png")
-    surveyed(folder)
-    assert "fetch: 1 of 43 images are of a single colour each" in capsys.readouterr().err
+    (folder / "disc/y.png").symlink_to("../line/000.png")  # a link within the folder is followed
+    assert "disc/y.png" in surveyed(folder).names
+    assert "fetch: 1 of 44 images are of a single colour each" in capsys.readouterr().err
 
 
 def link(name: str, target: str) -> Edit:
@@ -214,9 +201,7 @@ def splits(*names: str) -> Edit:
 
 def ink_on_transparent(root: Path) -> None:
     for path in root.rglob("*.png"):
-        image = Image.new("LA", (20, 20), (0, 0))
-        image.paste((0, 255), (0, 0, 10, 20))
-        image.save(path)
+        beside("LA", (0, 255), (0, 0)).save(path)
 
 
 def other_classes(root: Path) -> None:
@@ -241,7 +226,7 @@ def changed(key: str, meanwhile: bool) -> Case:
     def act(scene: Scene) -> None:
         p = of_folder(shapes(scene.tmp / "shapes", 14)).data
         data = load_folder(p, False)
-        half().save(scene.tmp / "shapes/disc/000.png")
+        wide().save(scene.tmp / "shapes/disc/000.png")
         if not meanwhile:
             load_folder(p, False)
         np.asarray(data.train.images), np.asarray(data.test.images)
@@ -253,9 +238,25 @@ def nowhere(name: str) -> Case:
     return UserError, "data.root", lambda scene: survey(name, None, 8, False, show=False)
 
 
-def figures(images: int, key: str, **changes: int) -> Case:
-    e = load_params(ROOT / "params.yaml").evaluate.model_copy(update=changes)
-    return UserError, f"evaluate{key}", lambda scene: enough(e, images, np.zeros((50, 784)))
+def read_names(names: str | int | None) -> dict[int, str]:
+    """The names of two classes from a file that says this."""
+    write_noise(4, 2)
+    if names is not None:
+        with h5py.File(IMAGES, "a") as raw:
+            raw.attrs["class_names"] = names
+    with hdf5.reading(IMAGES, images.FORMAT) as file:
+        return gallery.class_names(file, IMAGES)
+
+
+def figures(key: str, fewest: int, **changes: int) -> Case:
+    return ConfigError, f"evaluate{key}", lambda _: check_sizes(Settings(**changes), fewest, np.zeros((50, 784)))
+
+
+def named(names: str | int) -> Case:
+    def act(scene: Scene) -> None:
+        read_names(names)
+
+    return UserError, "data/images.h5", act
 
 
 ERRORS: dict[str, Case] = {
@@ -284,20 +285,17 @@ ERRORS: dict[str, Case] = {
     "folder, not there": nowhere("none"),
     "folder, no such user": nowhere("~nosuchuser/x"),
     "folder, NUL": nowhere("a\0b"),
-    "figures, 15 images": figures(15, ""),
-    "figures, blocks": figures(19, ".kid_blocks"),
-    "figures, neighbours": figures(20, ".neighbours", neighbours=20),
-    "figures, components": figures(20, ".pixel_components"),
+    "classes, too few names": named("disc"),
+    "classes, a number for names": named(3),
+    "figures, 15 images": figures("", 15),
+    "figures, blocks": figures(".kid_blocks", 19),
+    "figures, neighbours": figures(".neighbours", 20, neighbours=20),
+    "figures, components": figures(".pixel_components", 20),
 }
 
 
-def test_links_within_the_folder_are_followed(folder: Path) -> None:
-    (folder / "disc/x.png").symlink_to("../line/000.png")
-    assert "disc/x.png" in surveyed(folder).names
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_broken_images_are_named_and_counted_and_stop_the_stage_unless_they_are_skipped(
+def test_broken_images_stop_the_stage_by_name_or_are_skipped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = (folder / "disc/001.JPG").read_bytes()
@@ -306,51 +304,33 @@ def test_broken_images_are_named_and_counted_and_stop_the_stage_unless_they_are_
     Image.new("1", (600, 600)).save(folder / "square/bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)
     digest = digest_of(folder)
-    reasons = [
-        ("disc/y.jpg", ""),
-        ("line/x.png", "not an image in a known format"),
-        ("square/bomb.png", "360,000 pixels, more than PIL's limit of 200,000"),
-    ]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"data\.skip_broken: true") as error:
         survey(str(folder), digest, 8, False, show=False)
-    message = str(error.value)
-    assert message.startswith("data.root: 3 of 45 images ") and message.endswith("data.skip_broken: true")
     capsys.readouterr()
     content = survey(str(folder), digest, 8, True, show=False)
     log = capsys.readouterr().err
-    for name, reason in reasons:
-        assert f"'{name}' ({reason}" in message and f"fetch: '{name}' is broken: {reason}" in log
-    assert "fetch: 3 of 45 images are broken and left out" in log
+    for name, reason in (("disc/y.jpg", ""), ("line/x.png", "not an image in a known"), ("square/bomb.png", "360,000")):
+        assert f"'{name}' ({reason}" in str(error.value) and f"fetch: '{name}' is broken: {reason}" in log
     assert content.broken == 3 and len(content.splits[""][1]) == 42
 
 
 def test_large_images_are_averaged_before_their_pixels_are_compared() -> None:
-    images = np.zeros((2, 3, 64, 64), np.uint8)
-    images[:, :, :, ::2] = 200
-    assert flat(images).shape == (2, 3 * 32 * 32) and np.allclose(flat(images), 100 / 255)
-    assert flat(images[:, :1, :28, :28]).shape == (2, 784)
+    large = np.zeros((2, 3, 64, 64), np.uint8)
+    large[:, :, :, ::2] = 200
+    assert flat(large).shape == (2, 3 * 32 * 32) and np.allclose(flat(large), 100 / 255)
+    assert flat(large[:, :1, :28, :28]).shape == (2, 784)
 
 
 def test_pictures_are_made_of_so_many_classes_and_of_however_few_images() -> None:
-    assert sample.shown(np.arange(300).repeat(2) % 200).tolist() == list(range(16))
-    images = np.zeros((37, 1, 4, 4), np.uint8)
-    assert [gallery.in_rows(images[:n]).shape[:2] for n in (37, 10, 7)] == [(3, 10), (1, 10), (1, 7)]
+    file, unused = cast(Any, SimpleNamespace(read=lambda name: np.arange(300).repeat(2) % 200)), cast(Any, None)
+    assert sample.Stage(context("sample", parameters()), unused, file, unused).shown.tolist() == list(range(16))
+    pictures = np.zeros((37, 1, 4, 4), np.uint8)
+    assert [gallery.in_rows(pictures[:n]).shape[:2] for n in (37, 10, 7)] == [(3, 10), (1, 10), (1, 7)]
 
 
-def test_every_class_has_a_name_or_none_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.parent)
-    fetch.main(of_folder(folder))
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
-        assert gallery.named(file) == {0: "0 disc", 1: "1 line", 2: "2 square"}
-        file.attributes["class_names"] = "disc"
-        with pytest.raises(UserError, match=r"data/images\.h5: names 1 of 3 classes"):
-            gallery.named(file)
-        del file.attributes["class_names"]
-        assert gallery.named(file) == {0: "0", 1: "1", 2: "2"}
-    with h5py.File(IMAGES, "a") as raw:
-        raw.attrs["class_names"] = 3
-    with pytest.raises(UserError, match="class_names"), arrays.reading(IMAGES, IMAGES_FORMAT):
-        pass
+def test_every_class_has_a_name_or_none_has(scene: Scene) -> None:
+    assert read_names(None) == {0: "0", 1: "1"}
+    assert read_names("disc\nline") == {0: "0 disc", 1: "1 line"}
 
 
 # --- MNIST's four files ------------------------------------------------------------------------------------------------
@@ -377,8 +357,8 @@ def test_data_sets_in_mnists_files_are_fetched_by_their_own_sums(
         known.append((file, hashlib.md5(packed, usedforsecurity=False).hexdigest()))
     monkeypatch.setattr(getattr(torchvision.datasets, kind), "resources", known)
     monkeypatch.setattr(getattr(torchvision.datasets, kind), "mirrors", [])
-    fetch.main(fetched(dataset=dataset))
-    with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
+    fetch.main(context("fetch", parameters(data__dataset=dataset)))
+    with hdf5.reading(IMAGES, images.FORMAT) as file:
         assert [file.shape(f"{split}/images") for split in SPLITS] == [(n, 1, 28, 28) for n in (40, 20, 20)]
         assert (file.attribute("dataset"), file.attribute("classes")) == (dataset, 10)
         assert (str(file.attributes.get("class_names", "")).split("\n")[-1] or None) == name

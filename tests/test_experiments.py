@@ -15,7 +15,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from pipeline.params import Loader, load_params
+from pipeline.params import load_params, load_yaml
 from tests.conftest import ENVIRONMENT, ROOT, command, ran, wait_for
 from tools.workspace import outs
 
@@ -202,7 +202,7 @@ def test_a_second_repro_is_busy_an_experiment_waits_and_an_edit_is_refused(clone
             assert beside.returncode == 0, stderr
     assert (clone / "dvc.lock").read_bytes() == lock
     assert ran(output(clone, "dvc repro")) == [] and outs(clone) == made
-    assert yaml.load(experiment(clone, "beside", "params.yaml"), Loader)["likelihood"]["images"] == 60
+    assert load_yaml(experiment(clone, "beside", "params.yaml"))["likelihood"]["images"] == 60
     recorded = yaml.safe_load(experiment(clone, "beside", "dvc.lock"))["stages"]["likelihood"]
     assert recorded["params"]["params.yaml"]["likelihood"]["images"] == 60
     assert recorded["outs"] != yaml.safe_load(lock)["stages"]["likelihood"]["outs"]
@@ -239,7 +239,7 @@ def test_two_queue_workers_that_need_the_same_stage_both_succeed(queueing: Path)
     records = [yaml.safe_load(experiment(queueing, f"zoom{zoom}", "dvc.lock"))["stages"] for zoom in (1, 3)]
     assert records[0] == records[1] != yaml.safe_load((queueing / "dvc.lock").read_text())["stages"]
     for zoom in (1, 3):
-        assert yaml.load(experiment(queueing, f"zoom{zoom}", "params.yaml"), Loader)["report"]["zoom"] == zoom
+        assert load_yaml(experiment(queueing, f"zoom{zoom}", "params.yaml"))["report"]["zoom"] == zoom
     # The second one took over what the first had done, from the project where DVC was started.
     assert len(list((queueing / ".dvc/tmp/lfm/likelihood").glob("*/lock"))) == 1
     assert tracked(queueing) == before and outs(queueing) == made and ran(output(queueing, "dvc repro")) == []

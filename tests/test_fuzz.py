@@ -1,6 +1,8 @@
 """Random input to every reader: it is read correctly or refused with `UserError`, and nothing else happens."""
 
 import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import hdf5 as arrays
+from pipeline.artifacts import hdf5
+from pipeline.artifacts.hdf5 import Format
 from pipeline.errors import UserError
 from pipeline.params import load_params, load_yaml, validate_params
 from pipeline.sources import idx
@@ -29,35 +32,35 @@ VALUES = st.recursive(
 )
 
 
-def one_line(error: UserError) -> bool:
-    return "\n" not in str(error) and len(str(error)) < 1000
+@contextmanager
+def right_or_refused(names: str = "", right: bool = True) -> Iterator[None]:
+    try:
+        yield
+        assert right
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000 and names in str(error)
 
 
 @given(st.sampled_from(LEAVES), VALUES)
 def test_params_near_valid_ones(place: tuple[str, str], value: Any) -> None:
     tree = {section: dict(leaves) for section, leaves in TREE.items()}
     tree[place[0]][place[1]] = value
-    try:
+    with right_or_refused():
         validate_params(tree, "params.yaml")
-    except UserError as error:
-        assert one_line(error)
 
 
 @given(VALUES)
 def test_params_of_any_kind(tree: Any) -> None:
-    with pytest.raises(UserError) as error:
+    with right_or_refused(right=False):
         validate_params(tree, "params.yaml")
-    assert one_line(error.value)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda s: s.encode()), st.integers(0, len(PARAMS)))
 def test_text_thrown_into_params_yaml(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_bytes(PARAMS.encode()[:at] + junk + PARAMS.encode()[at:])
-    try:
+    with right_or_refused():
         load_params(path)
-    except UserError as error:
-        assert one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +71,8 @@ def test_text_thrown_into_params_yaml(tmp_path_factory: pytest.TempPathFactory, 
 def test_odd_yaml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as error:
+    with right_or_refused(right=False):
         load_params(path)
-    assert one_line(error.value)
 
 
 def read_idx(packed: bytes) -> np.ndarray:
@@ -82,28 +84,23 @@ IDX = b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef"
 
 @given(st.binary(max_size=200))
 def test_bytes_as_idx(packed: bytes) -> None:
-    with pytest.raises(UserError):
+    with right_or_refused("a.gz", right=False):
         read_idx(packed)
 
 
 @given(st.integers(0, 255), st.lists(st.integers(0, 2**32 - 1), max_size=260), st.binary(max_size=40))
 def test_headers_that_lie(rank: int, sizes: list[int], values: bytes) -> None:
     header = bytes([0, 0, 8, rank]) + np.array(sizes, ">u4").tobytes()
-    try:
-        array = read_idx(gzip.compress(header + values, 1))
-    except UserError:
-        return
-    assert array.nbytes <= len(header + values)
+    with right_or_refused():
+        assert read_idx(gzip.compress(header + values, 1)).nbytes <= len(header + values)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_a_changed_byte_of_idx(at: int, flip: int) -> None:
     packed = bytearray(gzip.compress(IDX, mtime=0))
     packed[at % len(packed)] ^= flip
-    try:
+    with right_or_refused():
         assert read_idx(bytes(packed)).tobytes() == b"abcdef"
-    except UserError as error:
-        assert one_line(error)
 
 
 def test_a_gzip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +112,7 @@ def test_a_gzip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("fuzz") / "x.h5"
-    with arrays.writing(path) as file:
+    with hdf5.writing(path) as file:
         file.add("train/mean", np.arange(64, dtype=np.float32).reshape(8, 8))
         file.add("train/labels", np.arange(8, dtype=np.uint8))
         file.attributes(format="test/1", classes=8)
@@ -131,9 +128,6 @@ def test_changed_bytes_of_hdf5(store: tuple[Path, bytes], flips: list[tuple[int,
         if content:
             content[at % len(content)] ^= flip
     path.write_bytes(content)
-    try:
-        with arrays.reading(path, "test/1") as file:
-            for name in ("train/mean", "train/labels"):
-                assert file.read(name).nbytes <= len(content)
-    except UserError as error:
-        assert one_line(error) and "x.h5" in str(error)
+    with right_or_refused("x.h5"), hdf5.reading(path, Format("test/1", {}, {})) as file:
+        for name in ("train/mean", "train/labels"):
+            assert file.read(name).nbytes <= len(content)

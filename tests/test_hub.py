@@ -168,36 +168,23 @@ def test_a_killed_download_is_resumed_by_the_next(tmp_path: Path, hub: Hub) -> N
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def in_process(scene: Scene, misbehave: Callable[[Hub], object]) -> Hub:
-    """A hub for this process, its cache in the working directory."""
-    hub = play(scene.server, scene.tmp / "vae")
-    misbehave(hub)
-    scene.patch.setattr(constants, "HF_HUB_CACHE", str(scene.tmp / "hub"))
-    scene.patch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    return hub
+def from_hub(
+    act: Callable[[Hub], object] = lambda hub: None, key: str = "source", revision: str = COMMIT, offline: bool = False,
+    **misbehaviour: object,
+) -> Case:  # fmt: skip
+    """A model of a hub that misbehaves, its cache in the working directory."""
 
-
-def from_hub(**misbehaviour: object) -> Case:
-    def act(scene: Scene) -> None:
-        in_process(scene, lambda hub: vars(hub).update(misbehaviour))
-        bring(MODEL, COMMIT, False)
-
-    return UserError, "autoencoder.source", act
-
-
-def no_weights(scene: Scene) -> None:
-    in_process(scene, lambda hub: hub.files.pop(WEIGHTS))
-    bring(MODEL, COMMIT, False)
-
-
-def offline(revision: str) -> Callable[[Scene], object]:
-    def act(scene: Scene) -> None:
-        in_process(scene, lambda hub: scene.patch.setattr(constants, "HF_HUB_OFFLINE", True))
+    def bring_it(scene: Scene) -> None:
+        hub = play(scene.server, scene.tmp / "vae")
+        vars(hub).update(misbehaviour)
+        act(hub)
+        scene.patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        scene.patch.setattr(constants, "HF_HUB_CACHE", str(scene.tmp / "hub"))
+        address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        scene.patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         bring(MODEL, revision, False)
 
-    return act
+    return UserError, f"autoencoder.{key}", bring_it
 
 
 ERRORS: dict[str, Case] = {
@@ -205,20 +192,13 @@ ERRORS: dict[str, Case] = {
     "hub, gated": from_hub(error=(403, "GatedRepo")),
     "hub, no such commit": from_hub(error=(404, "RevisionNotFound")),
     "hub, 500": from_hub(error=(500, "")),
-    "hub, no such file": (UserError, "autoencoder.source", no_weights),
+    "hub, no such file": from_hub(lambda hub: hub.files.pop(WEIGHTS)),
     "hub, damaged on the way": from_hub(damage=True),
     "hub, endless": from_hub(endless=True),
     "hub, connections that break": from_hub(breaks=10**6),  # until not even a block comes
     "hub, another commit": from_hub(commit="f" * 40),
     "hub, no hash": from_hub(tag="../../../elsewhere"),
     "hub, no connection": from_hub(address="http://127.0.0.1:1"),
-    "hub, offline": (UserError, "autoencoder.source", offline(COMMIT)),
-    "hub, no commit": (UserError, "autoencoder.revision", offline("main")),
+    "hub, offline": from_hub(offline=True),
+    "hub, no commit": from_hub(offline=True, key="revision", revision="main"),
 }
-
-
-def test_the_part_that_came_before_the_connection_broke_is_kept(scene: Scene) -> None:
-    with pytest.raises(UserError):
-        ERRORS["hub, connections that break"][2](scene)
-    part = next((scene.tmp / "hub").rglob("*incomplete*"))
-    assert part.stat().st_size > len((scene.tmp / "vae" / FILES[1]).read_bytes()) // 2

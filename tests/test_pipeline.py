@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lfm.nets.autoencoder import FILES
 from lfm.nets.weights import digest
-from pipeline.params import Loader
+from pipeline.params import load_yaml
 from tests.conftest import ROOT, STAGES, command, edited, ran, repro, set_params
 from tools.workspace import make_workspace, outs
 
@@ -89,7 +89,7 @@ def test_a_stage_runs_twice_with_other_inputs_outs_and_parameters(tiny: Path, tm
     work, other = tmp_path / "work", tmp_path / "work/second.yaml"
     shutil.copytree(tiny, work)
     shutil.copytree(tiny / "data", work / "data/second", ignore=shutil.ignore_patterns("images.h5", "samples.h5"))
-    pipeline, first = yaml.load((work / "dvc.yaml").read_text(), Loader), outs(work)
+    pipeline, first = load_yaml((work / "dvc.yaml").read_text()), outs(work)
     stage = pipeline["stages"]["train"]
     pipeline["stages"]["second"] = stage | {
         "cmd": "exec python -m stages.train second",
@@ -98,7 +98,7 @@ def test_a_stage_runs_twice_with_other_inputs_outs_and_parameters(tiny: Path, tm
         "outs": ["models/second/flow"],
     }
     (work / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
-    tree = {name: yaml.load((work / "params.yaml").read_text(), Loader)[name] for name in stage["params"]}
+    tree = {name: load_yaml((work / "params.yaml").read_text())[name] for name in stage["params"]}
 
     def second(**train: Any) -> bytes:
         other.write_text(yaml.safe_dump(tree | {"train": tree["train"] | train}))
