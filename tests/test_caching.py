@@ -27,6 +27,8 @@ ALL = "fetch autoencoder encode classifier train sample likelihood evaluate repo
 TABLE = {
     "lfm.random": "fetch autoencoder encode classifier train sample likelihood evaluate | points",
     "lfm.precision": "autoencoder encode classifier train sample likelihood evaluate | points",
+    "lfm.decoder": "fetch",
+    "lfm.folder": "fetch",
     "lfm.model": "sample likelihood | points",
     "lfm.nets": " | points",
     "lfm.nets.augment": "autoencoder classifier | points",
@@ -64,7 +66,11 @@ TABLE = {
 # What can't change a result, so that no stage depends on it.
 EXEMPT = {
     "lfm": "loads public names when they are first asked for",
+    "lfm.__main__": "no stage uses the command",
+    "lfm.cli": "no stage uses the command",
     "lfm.errors": "an exception class",
+    "lfm.images": "scans and grids of the command",
+    "lfm.terminal": "no stage uses the command",
     "pipeline": "notes when the process began",
     "pipeline.entry": "reads the dvc.yaml that DVC itself compares",
     "pipeline.errors": "an exception class",
