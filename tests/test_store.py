@@ -97,7 +97,7 @@ def test_every_process_does_its_share(
 ) -> None:
     monkeypatch.setenv("LFM_PROCESSES", "2")
     with pytest.raises(UserError, match="process 1 of 2 ended with exit code 2"):
-        ranks.together(fail, one_line, tmp_path)
+        ranks.run_all(fail, one_line, tmp_path)
     assert "error: process 1 of 2: no room\n" in capfd.readouterr().err
     pids = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
     assert set(pids) == {"0 of 2", "1 of 2"} and pids["0 of 2"] == os.getpid() != pids["1 of 2"]
