@@ -39,6 +39,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other core has tests of its own
     threadpool_limits(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later, such as scipy's BLAS
 
 
 def heed_signals() -> None:
