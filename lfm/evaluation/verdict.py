@@ -44,7 +44,7 @@ def indistinguishable(
     excess = generated.two_sample - real.two_sample
     return [
         Condition("Fréchet distance", "above the reference, limit 2 sd", generated.fd - real.fd, SDS * excess_sd),
-        Condition("KID", "away from the floor, limit both intervals", abs(generated.kid - real.kid), kid_errors),
+        Condition("KID", "away from the reference, limit both intervals", abs(generated.kid - real.kid), kid_errors),
         Condition(
             "precision/recall", "the largest difference of precision, recall, density, coverage", gap, COVER_POINTS
         ),
