@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python '>=3.11' .venv; } || python3 -m venv .venv
 	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
 	@echo "set-up: packages into .venv (torch alone is several GB; once)"
-	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --extra export --group pipeline --group test -c requirements.lock
 	@touch $@
 
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
@@ -58,4 +58,4 @@ pictures: ## copy the pictures of the last run to docs/, where the README shows 
 
 lock: ## resolve requirements.lock anew
 	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
-	  --group pipeline --group test pyproject.toml -o requirements.lock
+	  --extra export --group pipeline --group test pyproject.toml -o requirements.lock
