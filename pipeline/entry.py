@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from pipeline.errors import UserError
-from pipeline.params import PARAMS, Loader, Params, load_tree, validate_params
+from pipeline.params import PARAMS, Params, load_tree, load_yaml, validate_params
 
 PIPELINE = Path("dvc.yaml")
 
@@ -42,7 +40,7 @@ class Entry(NamedTuple):
 
 def read_entry(name: str, file: Path = PIPELINE) -> Entry:
     """The stage `name`. Raises `UserError` where there is none."""
-    stages = yaml.load(file.read_text(encoding="utf-8"), Loader)["stages"]
+    stages = load_yaml(file.read_text(encoding="utf-8"))["stages"]
     if name not in stages:
         raise UserError(f"{file}: has no stage '{name}'; it has {', '.join(stages)}")
     stage = stages[name]

@@ -1,14 +1,13 @@
 """Files of a model on the Hugging Face hub, at one commit: from this machine's cache, or downloaded into it.
 
-The cache is huggingface_hub's, laid out as it documents, and `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` hold
-as everywhere. The transfer is ours: huggingface_hub throws away what a killed download had, and compares sizes only. Here
-the next one goes on from there, and a file whose hash is not the one that the hub names is refused, an old one too.
+The cache is huggingface_hub's, in its documented layout; `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
+The transfer is ours: huggingface_hub discards the part that a killed download had, and compares sizes only. Here the next
+download resumes, and a file is refused if its hash is not the one that the hub states, also if it was cached earlier.
 """
 
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -31,14 +30,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers
+from urllib3.exceptions import HTTPError, ProtocolError
 
+from pipeline import http
 from pipeline.errors import UserError
 from pipeline.machine.process import alone
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress
 
-TRIES, TIMEOUT_S = 4, 20  # tries in a row that come no further
-HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # what the hub names a file by: git's sha1, or sha256 where it is large
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # how the hub names a file: by git's sha1, or sha256 where it is large
 
 
 def newest(model: str) -> str:
@@ -47,9 +46,9 @@ def newest(model: str) -> str:
 
 
 def files(model: str, commit: str, names: Iterable[str], show: bool) -> Path:
-    """The folder that holds these files of a model (owner/name) at a commit (40 hex digits).
+    """The folder with these files of a model (owner/name) at a commit (40 hex digits).
 
-    Asks for nothing that the cache holds. Raises `UserError` where a file can't be had or is damaged.
+    What is in the cache is not asked for again. Raises `UserError` where a file can't be downloaded or is corrupt.
     """
     folder = Path()
     for name in names:
@@ -63,15 +62,15 @@ def files(model: str, commit: str, names: Iterable[str], show: bool) -> Path:
                 "it elsewhere and name that directory"
             ) from error
         blob = path.parent / path.readlink() if path.is_symlink() else path
-        if HASH.fullmatch(blob.name) and (found := _hash(blob, blob.name)) != blob.name:
-            raise UserError(f"{os.path.normpath(blob)}: damaged (its hash is {found}); delete it and run again")
+        if HASH.fullmatch(blob.name) and (actual := _hash(blob, blob.name)) != blob.name:
+            raise UserError(f"{os.path.normpath(blob)}: corrupt (its hash is {actual}); delete it and run again")
         folder = path.parent
     return folder
 
 
 def _cached(model: str, commit: str, name: str) -> Path | None:
-    found = try_to_load_from_cache(model, name, revision=commit)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(model, name, revision=commit)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _download(model: str, commit: str, name: str, show: bool) -> Path:
@@ -80,8 +79,8 @@ def _download(model: str, commit: str, name: str, show: bool) -> Path:
     etag = about.etag or ""
     if about.commit_hash != commit or about.size is None or not HASH.fullmatch(etag):
         raise UserError(
-            f"{url}: answers with commit {about.commit_hash}, hash {about.etag} and size {about.size}, not as the hub would; "
-            "see HF_ENDPOINT"
+            f"{http.public(url)}: answers with commit {about.commit_hash}, hash {about.etag} and size {about.size}, unlike the "
+            "hub; check HF_ENDPOINT"
         )
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{model.replace('/', '--')}"
     blob = cache / folder / "blobs" / etag
@@ -91,46 +90,50 @@ def _download(model: str, commit: str, name: str, show: bool) -> Path:
             part = blob.with_name(f"{etag}.lfm.incomplete")
             with part.open("ab") as file, Progress(about.size, name, "B", show) as progress:
                 _fetch(url, file, about.size, progress)
-            if (found := _hash(part, etag)) != etag:
+            if (actual := _hash(part, etag)) != etag:
                 size = part.stat().st_size
                 part.unlink()
-                raise UserError(f"{url}: {size:,} bytes came whose hash is {found}, not {etag}; run again")
+                raise UserError(
+                    f"{http.public(url)}: received {size:,} bytes with hash {actual} instead of {etag}; run again"
+                )
             part.replace(blob)
-    return Path(hf_hub_download(model, name, revision=commit))  # finds the blob, and enters it under its name
+    return Path(hf_hub_download(model, name, revision=commit))  # links the blob under its name
 
 
 def _fetch(url: str, file: BinaryIO, size: int, progress: Progress) -> None:
-    """Append what a file lacks; a connection that breaks is taken up again."""
+    """Append what a file lacks, again and again while connections break but come further."""
     if file.seek(0, os.SEEK_END) > size:
         file.truncate(file.seek(0))
-    have, most, failures = file.tell(), file.tell(), 0
+    have = most = file.tell()
+    retries = http.RETRIES  # in a row that come no further
     progress.advance(have)
-    while have < size:
-        start, reason = have, "the connection ended"
-        try:
-            _append(url, file, start, progress)
-        except BROKEN as error:
-            reason = _reason(error)
-        have = file.seek(0, os.SEEK_END)
-        failures = 0 if have > most else failures + 1
-        most = max(most, have)
-        if failures == TRIES:
-            raise requests.ConnectionError(reason)
-        if have < size:
-            say(f"{url}: {reason} at {have:,} of {size:,} bytes; going on")
-            time.sleep(failures)
+    with http.session() as client:
+        while have < size:
+            broken: HTTPError = ProtocolError("the connection ended")
+            try:
+                _append(client, url, file, size, progress)
+            except HTTPError as error:
+                broken = error
+            have = file.seek(0, os.SEEK_END)
+            if have < size:
+                retries = (http.RETRIES if have > most else retries).increment("GET", url, error=broken)
+                retries.sleep()
+            most = max(most, have)
 
 
-def _append(url: str, file: BinaryIO, start: int, progress: Progress) -> None:
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+def _append(client: requests.Session, url: str, file: BinaryIO, size: int, progress: Progress) -> None:
+    start = file.tell()
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-"}
+    with client.get(url, headers=headers, stream=True, timeout=http.TIMEOUT_S) as answer:
         answer.raise_for_status()
         if answer.status_code != requests.codes.partial:  # the whole file, asked for or not
             file.truncate(file.seek(0))
             progress.advance(-start)
-        for part in answer.iter_content(1 << 16):
+        for part in http.chunks(answer):
             file.write(part)
             progress.advance(len(part))
+            if file.tell() > size:  # the hash will not match
+                return
 
 
 def _hash(path: Path, like: str) -> str:
@@ -142,15 +145,13 @@ def _hash(path: Path, like: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, and the cache in {constants.HF_HUB_CACHE} has none"
+        return f"HF_HUB_OFFLINE is set, and the cache in {constants.HF_HUB_CACHE} does not hold it"
     if isinstance(error, GatedRepoError):
         return "it is gated: accept its terms on its page and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return "there is no such model, or it is private and wants HF_TOKEN"
+        return "there is no such model, or it is private and needs HF_TOKEN"
     if isinstance(error, RevisionNotFoundError):
         return "there is no such commit"
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return "there is no such file"
-    if (answer := getattr(error, "response", None)) is not None:
-        return f"the server answered {answer.status_code}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return http.reason(error)

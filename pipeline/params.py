@@ -1,16 +1,17 @@
-"""`params.yaml`, validated: every key there, none too many, each of the right type and in range.
+"""`params.yaml`, validated: no key missing or unknown, each value of the right type and in range.
 
 Values live in `params.yaml` alone: there are no defaults here, and nothing is transformed.
 """
 
-import re
 import reprlib
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from pipeline.errors import UserError
 
@@ -30,12 +31,25 @@ def _a_fold(value: int) -> int:
     return value
 
 
+def one_of(registry: str) -> Any:
+    """The type of a name in a registry, "module:NAME". It is imported when a value is validated, so it may import this module."""
+
+    def check(name: Any) -> str:
+        names = list(resolve_name(registry))
+        if not isinstance(name, str) or name not in names:
+            quoted = [repr(n) for n in names]
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(quoted[:-1])} or {quoted[-1]}"})
+        return name
+
+    return Annotated[str, PlainValidator(check)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataParams(_Section):
-    dataset: Literal["mnist", "fashion_mnist", "kmnist", "digits", "folder"]
+    dataset: one_of("pipeline.sources.datasets:DATASETS")  # type: ignore[valid-type]
     seed: Seed
     root: Annotated[str, Field(min_length=1)] | None
     digest: str | None
@@ -43,9 +57,11 @@ class DataParams(_Section):
     skip_broken: bool
 
     @model_validator(mode="after")
-    def _folder_is_named(self) -> Self:
+    def _folder_has_a_root(self) -> Self:
         if self.dataset == "folder" and self.root is None:
-            raise ValueError("root is None, and dataset is 'folder'; name a directory that holds a sub-folder a class")
+            raise ValueError(
+                "root is None, and dataset is 'folder'; name a directory that holds one sub-folder for each class"
+            )
         return self
 
 
@@ -82,7 +98,7 @@ class EncodeParams(_Section):
 
 
 class ModelParams(_Section):
-    block: Literal["dit", "modern"]
+    block: one_of("lfm.nets.transformer:BLOCKS")  # type: ignore[valid-type]
     patch_size: Annotated[int, Field(ge=1, le=64)]
     width: Annotated[int, Field(ge=4, le=8192)]
     depth: Annotated[int, Field(ge=1, le=100)]
@@ -104,15 +120,15 @@ class ModelParams(_Section):
 
 
 class FlowParams(_Section):
-    path: Literal["cond_ot", "gvp", "vp"]
+    path: one_of("lfm.flow.path:PATHS")  # type: ignore[valid-type]
     sigma_min: Annotated[float, Field(ge=0, lt=1)]
     prediction: Literal["velocity", "data"]
-    coupling: Literal["independent", "ot"]
-    times: Literal["uniform", "stratified", "systematic", "logit_normal"]
+    coupling: one_of("lfm.flow.coupling:COUPLINGS")  # type: ignore[valid-type]
+    times: one_of("lfm.flow.times:DENSITIES")  # type: ignore[valid-type]
     logit_mean: Annotated[float, Field(ge=-10, le=10)]
     logit_std: Annotated[float, Field(gt=0, le=10)]
     uniform_share: Fraction
-    weighting: Literal["uniform", "noise"]
+    weighting: one_of("lfm.flow.loss:WEIGHTINGS")  # type: ignore[valid-type]
 
 
 class TrainParams(_Section):
@@ -120,7 +136,7 @@ class TrainParams(_Section):
     steps: Count
     batch_size: Count
     learning_rate: Rate
-    schedule: Literal["cosine", "constant"]
+    schedule: one_of("lfm.flow.schedule:SCHEDULES")  # type: ignore[valid-type]
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     weight_decay: Fraction
     beta2: Annotated[float, Field(gt=0, lt=1)]
@@ -143,7 +159,7 @@ class TrainParams(_Section):
 
 class SampleParams(_Section):
     seed: Seed
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "euler_maruyama"]
+    solver: one_of("lfm.sampling.sampler:SOLVERS")  # type: ignore[valid-type]
     steps: Steps
     time_shift: Annotated[float, Field(ge=0.01, le=100)]
     rtol: Annotated[float, Field(ge=1e-7, lt=1)]
@@ -169,7 +185,7 @@ class LikelihoodParams(_Section):
     seed: Seed
     images: Count
     divergence: Literal["hutchinson", "exact"]
-    solver: Literal["euler", "midpoint", "heun", "rk4"]
+    solver: one_of("lfm.sampling.solver:FIXED_STEP")  # type: ignore[valid-type]
     steps: Steps
     batch_size: Count
 
@@ -219,25 +235,19 @@ class Params(_Section):
         return self
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's floats, so that `1e-5` is a number, and without keys given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice}' stands twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
+def load_yaml(text: str) -> Any:
+    """YAML as DVC reads it, with the same library: YAML 1.2, a key given twice is an error."""
+    return YAML(typ="safe").load(text)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+class _Loader:
+    """`load_yaml` for `yaml.load(text, Loader)`."""
 
-# What pydantic says, and how we say it.
-WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", " after validation": ""}
+    def __init__(self, text: str) -> None:
+        self.get_single_data, self.dispose = lambda: load_yaml(text), lambda: None
+
+
+Loader: Any = _Loader
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -248,26 +258,26 @@ def load_params(path: Path = PARAMS) -> Params:
 def load_tree(path: Path) -> Any:
     """What a YAML file holds, not validated. Raises `UserError` where it can't be read."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+        return load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
-    except Exception as error:  # PyYAML raises half a dozen kinds for bad tags, and RecursionError
+    except Exception as error:  # ruamel.yaml raises many kinds for bad tags, and RecursionError
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+        if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+            reason = f"line {error.problem_mark.line + 1}: {' '.join(error.problem.split())}"
+        raise UserError(f"{path}: not readable as YAML ({reason}); fix that line") from error
 
 
 def validate_params(tree: Any, origin: str) -> Params:
     """Validate parameters that are already loaded; `origin` is named in errors."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{origin}: must hold sections ({', '.join(Params.model_fields)}), but is {format_value(tree)}")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_describe(error.errors()[0])}") from error
+        raise UserError(f"{origin}{_describe(error.errors()[0])}") from error
 
 
 def format_value(value: object) -> str:
-    """A value as an error shows it: on one line, and not longer than a line may be."""
+    """A value for an error message: on one line, and shortened if it is long."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, 100, 100
     try:
@@ -280,19 +290,12 @@ def _describe(error: Any) -> str:
     """One pydantic error as a line: key, value, what is accepted."""
     key = ".".join(str(p) if isinstance(p, int) or p.isprintable() else format_value(p) for p in error["loc"])
     key = key.partition(".list[")[0].partition(".constrained-")[0]  # a branch of a union
-    if error["type"] == "invalid_key":
-        return f"key {format_value(error['input'])} is no text; mend it"
-    if error["type"] in ("model_type", "dict_type"):
-        return f"{key} is {format_value(error['input'])}; it must be a section of keys"
-    if error["type"] == "missing":
-        return f"{key} is missing; add it (`git diff params.yaml` shows what was removed)"
+    if error["type"] == "value_error":  # of a section, in words that name the key
+        return f": {key}.{error['ctx']['error']}".replace(": .", ": ", 1)
+    value = "" if error["type"] == "missing" else f" is {format_value(error['input'])}"
+    accepted = error["msg"]
     if error["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(error["loc"][0]))
         model = section.annotation if section and len(error["loc"]) > 1 else Params
-        return f"{key} is not a known key; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
-    if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}".removeprefix(".")
-    accepted = re.sub(r"^(Input|List|String|Value) should (be|have) ", r"it must \2 ", error["msg"])
-    for words, ours in WORDS.items():
-        accepted = accepted.replace(words, ours)
-    return f"{key} is {format_value(error['input'])}; {accepted}"
+        accepted += f"; known here: {', '.join(model.model_fields)}"  # type: ignore[union-attr]
+    return f"{f': {key}' if key else ''}{value}: {accepted}"

@@ -33,7 +33,7 @@ from pipeline.machine.process import alone, end_with_parent, ending_by_signal
 from pipeline.machine.publish import replacing
 from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
-from pipeline.progress import Progress
+from pipeline.progress import Progress, log
 
 
 class Context:
@@ -139,7 +139,7 @@ def ending_in_one_line() -> Iterator[None]:
             line = one_line(error)
             if line is None or os.environ.get("LFM_DEBUG") == "1":
                 raise
-            print(f"error: {line}", file=sys.stderr)
+            log.error("error: %s", line)
             sys.exit(2)
 
 

@@ -4,12 +4,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.artifacts.files import read_json, write_csv
 from pipeline.page.charts import Line, chart
 from pipeline.page.html import page
-from pipeline.params import Loader
+from pipeline.params import load_yaml
 from pipeline.run import Context, run
 
 SWEEPS, DEFAULT = Path("sweeps"), "guidance-default"
@@ -22,7 +20,7 @@ KEYS = {
 
 def points(*stages: str) -> dict[str, dict[str, Any]]:
     """Name → figures of the points of these stages of sweeps/dvc.yaml alone: sweeps/points also holds older ones."""
-    matrices = yaml.load((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
+    matrices = load_yaml((SWEEPS / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     figures = {}
     for stage in (matrices[name] for name in stages):
         for values in itertools.product(*stage["matrix"].values()):

@@ -1,10 +1,14 @@
 """What tests share: the tiny pipeline, run once, and real MNIST where a mirror is given."""
 
+import http.server
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from pipeline import http as transfer
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
 from tools.workspace import make_workspace
@@ -85,10 +90,80 @@ def changeable(twins: tuple[Path, Path]) -> Path:
     return twins[0]
 
 
+class Server:
+    """A local HTTP server: what it holds, what it was asked for, and `answer`, which a test may replace."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.files, self.asked = address, dict[str, bytes](), list[str]()
+        self.answer: Callable[[http.server.BaseHTTPRequestHandler], None] = self.serve
+
+    def serve(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """The file of that path, or 404."""
+        body = self.files.get(request.path)
+        send(request, 404 if body is None else 200, body or b"")
+
+
+def send(request: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
+    """An answer; underscores in the names of headers are hyphens."""
+    request.send_response(status)
+    for name, value in ({"Content_Length": str(len(body))} | headers).items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    if request.command == "GET":
+        request.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """It is reached without a proxy, and tried again without waiting."""
+    monkeypatch.setattr(transfer, "RETRIES", transfer.RETRIES.new(backoff_factor=0))
+    proxies = "http_proxy HTTP_PROXY https_proxy HTTPS_PROXY"
+    for name in f"{proxies} LFM_MIRROR SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE".split():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            playing.asked.append(f"{self.command} {self.path}")
+            playing.answer(self)
+
+        do_HEAD = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        playing = Server(f"http://127.0.0.1:{running.server_address[1]}")
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield playing
+        running.shutdown()
+
+
+class Scene(NamedTuple):
+    """What a case of an error may use; its working directory is `tmp`."""
+
+    tmp: Path
+    patch: pytest.MonkeyPatch
+    server: Server
+
+
+# An error's class, the key or file that it must name, and what raises it.
+Case = tuple[type[Exception], str, Callable[[Scene], object]]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> Scene:
+    monkeypatch.chdir(tmp_path)
+    return Scene(tmp_path, monkeypatch, server)
+
+
 @pytest.fixture(scope="session")
 def mirror() -> str:
     """Where the tests find real MNIST: the setting that a user has."""
-    found = os.environ.get("LFM_MIRROR")
-    if not found:
+    place = os.environ.get("LFM_MIRROR")
+    if not place:
         pytest.skip("LFM_MIRROR is not set: tests on real MNIST need a directory or URL with its four files")
-    return found
+    return place

@@ -1,6 +1,5 @@
 """What the stages leave: splits, latents, samples, and the weights that come with the package."""
 
-import gzip
 import json
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts import latents as store
 from pipeline.artifacts.files import IMAGES_FORMAT, LATENTS_FORMAT, PRETRAINED, SAMPLES_FORMAT, SPLITS
 from pipeline.params import load_params
-from pipeline.sources.download import fetch
+from pipeline.sources.datasets import DATASETS, digest, hold_out
 from stages.autoencoder import reconstruct
 from stages.classifier import accuracy
-from stages.fetch import digest, hold_out, mnist
 from tests.conftest import ROOT
 
 
@@ -147,8 +145,9 @@ def test_bundled_weights_are_small_and_say_how_they_were_made(name: str, limit: 
 
 @pytest.fixture(scope="module")
 def splits(mirror: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    full, test = mnist(show=False)
-    train, validation = hold_out(full, test.labels, load_params(ROOT / "params.yaml").data.seed)
+    p = load_params(ROOT / "params.yaml").data
+    full, test, *_ = DATASETS["mnist"](p, False)
+    train, validation = hold_out(full, test.labels, p.seed)
     for name in ("autoencoder", "classifier", "flow"):
         record = json.loads((ROOT / PRETRAINED / name / "record.json").read_text())
         assert record["train_sha256"] == digest(train), f"the bundled {name} was fitted on another split"
@@ -196,10 +195,3 @@ def test_the_bundled_flow_draws_the_digit_that_is_asked_for(monkeypatch: pytest.
     classifier = load_model(PRETRAINED / "classifier", Classifier)
     # 200 draws at a true accuracy of 98 % fall below 92.5 % with a probability under 1e-5.
     assert accuracy(classifier, torch.from_numpy(images), torch.from_numpy(labels)) >= 0.925
-
-
-def test_the_mirror_serves_what_torchvision_names(mirror: str) -> None:
-    from torchvision.datasets import MNIST
-
-    name, md5 = MNIST.resources[3]
-    assert len(gzip.decompress(fetch("mnist", name, md5, [], show=False))) == 8 + 10_000

@@ -23,34 +23,29 @@ from pipeline.artifacts import hdf5 as arrays
 from pipeline.artifacts.files import IMAGES, IMAGES_FORMAT, SPLITS
 from pipeline.errors import UserError
 from pipeline.page import gallery
-from pipeline.params import EvaluateParams, Loader, Params, load_params
-from pipeline.sources.folder import survey
+from pipeline.params import Params, load_params, load_yaml
+from pipeline.sources.datasets import folder as load_folder
+from pipeline.sources.datasets import hold_out
+from pipeline.sources.folder import Pictures, survey
 from stages import fetch, sample
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Case, Scene
 from tests.test_pipeline import STAGES
 from tools.workspace import apply, make_workspace
 
 Edit = Callable[[Path], object]
 
 
-def drawn(name: str, number: int) -> Image.Image:
-    """A coloured shape, 24×20."""
-    g = np.random.default_rng([number, len(name)])
-    image = Image.new("RGB", (24, 20))
-    x, y, r = (int(g.integers(low, high)) for low, high in ((8, 16), (8, 12), (4, 8)))
-    colour = tuple(int(v) for v in g.integers(80, 256, 3))
-    box = (x - r, y - r, x + r, y + r)
-    shape = {"disc": "ellipse", "square": "rectangle", "line": "line"}[name]
-    getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
-    return image
-
-
 def shapes(root: Path, each: int) -> Path:
-    """Three classes, half of the files PNG and half JPEG."""
-    for name in ("square", "disc", "line"):
-        (root / name).mkdir(parents=True)
+    """Three classes of coloured shapes, 24×20, half of the files PNG and half JPEG."""
+    for name, shape in {"square": "rectangle", "disc": "ellipse", "line": "line"}.items():
+        g = np.random.default_rng(len(name))
+        if each:
+            (root / name).mkdir(parents=True)
         for i in range(each):
-            drawn(name, i).save(root / name / f"{i:03d}.{('png', 'JPG')[i % 2]}")
+            image = Image.new("RGB", (24, 20))
+            box, colour = g.integers((1, 1, 14, 12), (8, 7, 24, 20)).tolist(), g.integers(80, 256, 3).tolist()
+            getattr(ImageDraw.Draw(image), shape)(box, fill=tuple(colour))
+            image.save(root / name / f"{i:03d}.{('png', 'JPG')[i % 2]}")
     return root
 
 
@@ -58,9 +53,8 @@ def digest_of(root: Path) -> str:
     """What the error says is to be set."""
     with pytest.raises(UserError) as error:
         survey(str(root), None, 8, True, show=False)
-    message, _, digest = str(error.value).rpartition(" ")
-    assert message == f"data.digest is None, but the content of {str(root)!r} has {digest}; set data.digest:"
-    return digest
+    assert str(error.value).startswith("data.digest is None, ")
+    return str(error.value).rpartition(" ")[2]
 
 
 @pytest.fixture
@@ -70,12 +64,17 @@ def folder(tmp_path: Path) -> Path:
 
 def fetched(**leaves: Any) -> Params:
     """Parameters of `fetch` with some of data's changed."""
-    tree = yaml.load((ROOT / "params.yaml").read_text(), Loader)
+    tree = load_yaml((ROOT / "params.yaml").read_text())
     return Params.model_validate(apply(tree, {f"data.{k}": v for k, v in leaves.items()}, "test"))
 
 
 def of_folder(root: Path, **leaves: Any) -> Params:
     return fetched(**{"dataset": "folder", "root": str(root), "digest": digest_of(root)} | leaves)
+
+
+def surveyed(root: Path) -> Pictures:
+    """All images of a folder, 16×16."""
+    return survey(str(root), digest_of(root), 16, False, show=False).splits[""][0]
 
 
 # --- through every stage -----------------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monk
     params = workspace / "params.yaml"
     data = {"dataset": "folder", "root": "../shapes", "digest": digest_of(root), "image_size": 40}
     changes = {f"data.{key}": value for key, value in data.items()} | {"model.patch_size": 5}
-    params.write_text(yaml.safe_dump(apply(yaml.load(params.read_text(), Loader), changes, "test")))
+    params.write_text(yaml.safe_dump(apply(load_yaml(params.read_text()), changes, "test")))
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(cli, "__file__", str(workspace / "stages/cli.py"))
     for name in STAGES:
@@ -110,7 +109,7 @@ def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monk
 
 
 def test_a_split_of_a_folder_is_drawn_from_each_class_alike_and_depends_on_the_seed_alone(folder: Path) -> None:
-    first, again, other = (fetch.folder(of_folder(folder, seed=seed).data, False) for seed in (0, 0, 1))
+    first, again, other = (load_folder(of_folder(folder, seed=seed).data, False) for seed in (0, 0, 1))
     assert first.names == ["disc", "line", "square"]
     assert [len(split.labels) for split in (first.train, first.test)] == [36, 6]
     assert np.bincount(first.test.labels).tolist() == [2, 2, 2]
@@ -124,9 +123,9 @@ def test_a_split_of_a_folder_is_drawn_from_each_class_alike_and_depends_on_the_s
 def test_a_folder_with_train_and_test_is_split_as_it_says(tmp_path: Path) -> None:
     shapes(tmp_path / "x/train", 5)
     shapes(tmp_path / "x/test", 2)
-    data = fetch.folder(of_folder(tmp_path / "x").data, False)
+    data = load_folder(of_folder(tmp_path / "x").data, False)
     assert {name.split("/")[0] for name in data.test.images.names} == {"test"}
-    train, validation = fetch.hold_out(data.train, data.test.labels, 0)
+    train, validation = hold_out(data.train, data.test.labels, 0)
     assert [np.bincount(s.labels).tolist() for s in (train, validation, data.test)] == [[3] * 3, [2] * 3, [2] * 3]
 
 
@@ -161,17 +160,17 @@ def wide() -> Image.Image:
     ],
     ids=["grey", "black and white", "16 bits", "transparent over black", "the middle", "colour", "palette"],
 )  # fmt: skip
-def test_images_of_any_kind(folder: Path, image: Image.Image, channels: int, expected: list[int]) -> None:
-    for path in folder.rglob("*.*"):
-        if path.is_file():
-            path.unlink()
-            grey(0).save(path.with_suffix(".png"))
+def test_images_of_any_kind_become_squares(
+    folder: Path, image: Image.Image, channels: int, expected: list[int]
+) -> None:
+    for path in filter(Path.is_file, folder.rglob("*.*")):
+        path.unlink()
+        wide().save(path.with_suffix(".png"))
     image.save(folder / "disc/x.png")
-    data = survey(str(folder), digest_of(folder), 16, False, show=False)
-    images = data.splits[""][0]
-    found = np.asarray(images[images.names == "disc/x.png"])[0]
-    assert images.shape == (43, channels, 16, 16) and found.shape == (channels, 16, 16)
-    assert (found[:, :, 2] == expected[0]).all() and (found[:, :, -3] == expected[1]).all()
+    images = surveyed(folder)
+    pixels = np.asarray(images[images.names == "disc/x.png"])[0]
+    assert images.shape == (43, channels, 16, 16) and pixels.shape == (channels, 16, 16)
+    assert (pixels[:, :, 2] == expected[0]).all() and (pixels[:, :, -3] == expected[1]).all()
 
 
 def test_photographs_are_turned_upright(folder: Path) -> None:
@@ -180,86 +179,121 @@ def test_photographs_are_turned_upright(folder: Path) -> None:
     image = Image.new("L", (20, 20))
     image.paste(255, (0, 10, 20, 20))  # white below: left when upright
     image.save(folder / "disc/x.png", exif=exif)
-    images = survey(str(folder), digest_of(folder), 16, False, show=False).splits[""][0]
-    found = np.asarray(images[images.names == "disc/x.png"])[0, 0]
-    assert (found[:, :6] == 255).all() and (found[:, 10:] == 0).all()
+    images = surveyed(folder)
+    pixels = np.asarray(images[images.names == "disc/x.png"])[0, 0]
+    assert (pixels[:, :6] == 255).all() and (pixels[:, 10:] == 0).all()
 
 
-def test_hidden_and_other_files_are_no_part_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_and_other_files_are_left_out_and_logged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = digest_of(folder)
-    (folder / ".git").mkdir()
-    (folder / "disc/.DS_Store").write_bytes(b"x")
-    (folder / "labels.csv").write_text("x")
-    (folder / "disc/notes.txt").write_text("x")
+    for name in (".git", "__MACOSX"):
+        (folder / name).mkdir()
+    for name in ("disc/.DS_Store", "labels.csv", "disc/notes.txt", "beside.png"):
+        (folder / name).write_bytes(b"x")
     capsys.readouterr()
     assert digest_of(folder) == before
-    assert (
-        "fetch: 'disc' holds 1 files that are no images by their suffix; they are left out" in capsys.readouterr().err
-    )
+    log = capsys.readouterr().err
+    assert "fetch: 'disc' holds 1 files" in log and "fetch: 1 images beside the folders of the classes" in log
     (folder / "disc/000.png").rename(folder / "disc/zzz.png")
     assert digest_of(folder) != before
+
+
+def test_images_of_a_single_colour_are_logged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey(7).save(folder / "disc/x.png")
+    surveyed(folder)
+    assert "fetch: 1 of 43 images are of a single colour each" in capsys.readouterr().err
 
 
 def link(name: str, target: str) -> Edit:
     return lambda root: (root / name).symlink_to(target)
 
 
-def more(name: str, content: bytes | None = None) -> Edit:
-    """A file, or a folder where nothing is said of its content."""
-    return lambda root: (root / name).mkdir(parents=True) if content is None else (root / name).write_bytes(content)
+def splits(*names: str) -> Edit:
+    return lambda root: [shapes(root / name, 3) for name in names]
 
 
-def fewer(root: Path) -> None:
-    (root / "line/000.png").unlink()
+def ink_on_transparent(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        image = Image.new("LA", (20, 20), (0, 0))
+        image.paste((0, 255), (0, 0, 10, 20))
+        image.save(path)
 
 
-def one(root: Path) -> None:
-    shutil.rmtree(root / "line")
-    shutil.rmtree(root / "disc")
+def other_classes(root: Path) -> None:
+    splits("train")(root)
+    (root / "test/disc").mkdir(parents=True)
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (link("disc/x.png", "/etc/passwd"), "'disc/x.png' is a link that leads out of the folder, to '/etc/passwd', which is "
-         "refused; put the images themselves there, or remove it"),
-        (link("disc/x", "../../../etc"), "'disc/x' is a link that leads out of the folder, to "),
-        (link("more", ".."), "'more' is a link that leads out of the folder, to "),
-        (link("disc/x.png", "none.png"), "'disc/x.png' is no file that can be read; mend or remove it"),
-        (lambda root: os.mkfifo(root / "disc/x.png"), "'disc/x.png' is no file that can be read; mend or remove it"),
-        (link("loop", "."), "'loop/disc' is a folder within a class, which holds images alone; move it away"),
-        (more("disc/small"), "'disc/small' is a folder within a class, which holds images alone; move it away"),
-        (more("empty"), "class 'empty' has 0 images for training and 0 for test; there must be 2 for test and more for "
-         "training, of which as many are for validation: 14 where a seventh is drawn"),
-        (fewer, "class 'line' has 12 images for training and 1 for test; there must be"),
-        (one, "holds 1 sub-folders; it must hold one a class, 2 to 256 of them"),
-        (more("a\nb"), "a class is named 'a\\nb'; rename it, with at most 60 printable characters"),
-        (lambda root: [(root / name / "x").mkdir(parents=True) for name in ("train", "test")],
-         "holds train and test, and 'disc' beside them; move that away"),
-    ],
-    ids=["link", "link upwards", "link of a class", "dangling link", "pipe", "loop", "nested", "empty", "few", "one class",
-         "odd name", "beside train"],
-)  # fmt: skip
-def test_a_folder_that_is_laid_out_otherwise_is_told(folder: Path, edit: Edit, message: str) -> None:
-    edit(folder)
-    with pytest.raises(UserError) as error:
-        if message.startswith("class '"):  # there are too few only when all have been read
-            fetch.folder(of_folder(folder).data, False)
-        survey(str(folder), None, 8, False, show=False)
-    assert str(error.value).startswith(f"data.root: {message}") and "\n" not in str(error.value)
+def of(key: str, edit: Edit, images: int = 14, split: bool = False) -> Case:
+    """A folder of three classes with so many images each, edited, then surveyed, and split too if asked for."""
+
+    def act(scene: Scene) -> None:
+        root = shapes(scene.tmp / "shapes", images)
+        edit(root)
+        if split:
+            load_folder(of_folder(root).data, False)
+        survey(str(root), None, 8, False, show=False)
+
+    return UserError, key, act
+
+
+def changed(key: str, meanwhile: bool) -> Case:
+    def act(scene: Scene) -> None:
+        p = of_folder(shapes(scene.tmp / "shapes", 14)).data
+        data = load_folder(p, False)
+        half().save(scene.tmp / "shapes/disc/000.png")
+        if not meanwhile:
+            load_folder(p, False)
+        np.asarray(data.train.images), np.asarray(data.test.images)
+
+    return UserError, key, act
+
+
+def nowhere(name: str) -> Case:
+    return UserError, "data.root", lambda scene: survey(name, None, 8, False, show=False)
+
+
+def figures(images: int, key: str, **changes: int) -> Case:
+    e = load_params(ROOT / "params.yaml").evaluate.model_copy(update=changes)
+    return UserError, f"evaluate{key}", lambda scene: enough(e, images, np.zeros((50, 784)))
+
+
+ERRORS: dict[str, Case] = {
+    "folder, link": of("'disc/x.png'", link("disc/x.png", "/etc/passwd")),
+    "folder, link upwards": of("'disc/x'", link("disc/x", "../../../../../../../../etc")),
+    "folder, link of a class": of("'more'", link("more", "..")),
+    "folder, dangling link": of("'disc/x.png'", link("disc/x.png", "none.png")),
+    "folder, pipe": of("'disc/x.png'", lambda root: os.mkfifo(root / "disc/x.png")),
+    "folder, loop": of("'loop/disc'", link("loop", ".")),
+    "folder, nested": of("'disc/small'", lambda root: (root / "disc/small").mkdir()),
+    "folder, one class": of(
+        "data.root", lambda root: [shutil.move(root / name, root.parent) for name in ("line", "disc")]
+    ),
+    "folder, odd name": of("'a\\nb'", lambda root: (root / "a\nb").mkdir()),
+    "folder, beside train": of("'disc'", splits("train", "test")),
+    "folder, training and testing": of("'training'", splits("training", "testing")),
+    "folder, Train and test": of("'Train'", splits("Train", "test")),
+    "folder, other classes in test": of("'line'", other_classes, 0),
+    "folder, many broken images": of("'disc/000.png'", lambda root: [p.write_bytes(b"") for p in root.glob("disc/*")]),
+    "folder, ink on transparent": of("data.root", ink_on_transparent, 1),
+    "folder, content not pinned": of("data.digest", lambda root: None),
+    "folder, class without images": of("data.root", lambda root: (root / "empty").mkdir(), split=True),
+    "folder, class with few images": of("data.root", lambda root: (root / "line/000.png").unlink(), split=True),
+    "folder, changed meanwhile": changed("'disc/000.png'", meanwhile=True),
+    "folder, changed before": changed("data.digest", meanwhile=False),
+    "folder, not there": nowhere("none"),
+    "folder, no such user": nowhere("~nosuchuser/x"),
+    "folder, NUL": nowhere("a\0b"),
+    "figures, 15 images": figures(15, ""),
+    "figures, blocks": figures(19, ".kid_blocks"),
+    "figures, neighbours": figures(20, ".neighbours", neighbours=20),
+    "figures, components": figures(20, ".pixel_components"),
+}
 
 
 def test_links_within_the_folder_are_followed(folder: Path) -> None:
     (folder / "disc/x.png").symlink_to("../line/000.png")
-    assert "disc/x.png" in survey(str(folder), digest_of(folder), 8, False, show=False).splits[""][0].names
-
-
-def test_train_and_test_hold_the_same_classes(tmp_path: Path) -> None:
-    shapes(tmp_path / "train", 3)
-    (tmp_path / "test/disc").mkdir(parents=True)
-    with pytest.raises(UserError) as error:
-        survey(str(tmp_path), None, 8, False, show=False)
-    assert str(error.value) == "data.root: train and test must hold the same classes, and only one has 'line'"
+    assert "disc/x.png" in surveyed(folder).names
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -274,47 +308,20 @@ def test_broken_images_are_named_and_counted_and_stop_the_stage_unless_they_are_
     digest = digest_of(folder)
     reasons = [
         ("disc/y.jpg", ""),
-        ("line/x.png", "no image of a kind that is read here"),
+        ("line/x.png", "not an image in a known format"),
         ("square/bomb.png", "360,000 pixels, more than PIL's limit of 200,000"),
     ]
     with pytest.raises(UserError) as error:
         survey(str(folder), digest, 8, False, show=False)
     message = str(error.value)
-    assert message.startswith("data.root: 3 of 45 images are broken: 'disc/y.jpg' (") and "\n" not in message
-    assert message.endswith("; mend or remove them, or set data.skip_broken: true")
+    assert message.startswith("data.root: 3 of 45 images ") and message.endswith("data.skip_broken: true")
     capsys.readouterr()
-    found = survey(str(folder), digest, 8, True, show=False)
-    told = capsys.readouterr().err
+    content = survey(str(folder), digest, 8, True, show=False)
+    log = capsys.readouterr().err
     for name, reason in reasons:
-        assert f"'{name}' ({reason}" in message and f"fetch: '{name}' is broken: {reason}" in told
-    assert "fetch: 3 of 45 images are broken and left out" in told
-    assert found.broken == 3 and len(found.splits[""][1]) == 42
-
-
-def test_many_broken_images_make_one_line(folder: Path) -> None:
-    for path in folder.glob("disc/*"):
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"14 of 42 images are broken: 'disc/000.png' \(.* and 9 more; mend or remove"):
-        survey(str(folder), None, 8, False, show=False)
-
-
-def test_a_folder_whose_content_changed_is_told(folder: Path) -> None:
-    p = of_folder(folder)
-    data = fetch.folder(p.data, False)
-    grey(1).save(folder / "disc/000.png")
-    with pytest.raises(UserError) as error:
-        np.asarray(data.train.images), np.asarray(data.test.images)
-    assert str(error.value) == "data.root: 'disc/000.png' changed while this stage ran; run `dvc repro` again"
-    with pytest.raises(UserError, match=f"^data.digest is '{p.data.digest}', but the content of"):
-        fetch.folder(p.data, False)
-
-
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        survey(str(tmp_path / "none"), None, 8, False, show=False)
-    assert str(error.value) == (
-        f"data.root: {str(tmp_path / 'none')!r} is no directory; mend it (a relative path begins in the project)"
-    )
+        assert f"'{name}' ({reason}" in message and f"fetch: '{name}' is broken: {reason}" in log
+    assert "fetch: 3 of 45 images are broken and left out" in log
+    assert content.broken == 3 and len(content.splits[""][1]) == 42
 
 
 def test_large_images_are_averaged_before_their_pixels_are_compared() -> None:
@@ -324,45 +331,25 @@ def test_large_images_are_averaged_before_their_pixels_are_compared() -> None:
     assert flat(images[:, :1, :28, :28]).shape == (2, 784)
 
 
-@pytest.mark.parametrize(
-    ("fewest", "changes", "message"),
-    [
-        (15, {}, "evaluate: a set has 15 images; figures take at least 16: add images to the data set"),
-        (19, {}, "evaluate.kid_blocks is 10; with this many images it must be at most 9"),
-        (20, {"neighbours": 20}, "evaluate.neighbours is 20; with this many images it must be at most 19"),
-        (20, {}, "evaluate.pixel_components is 128; with this many images it must be at most 50"),
-    ],
-)
-def test_too_few_images_for_the_figures_are_told(fewest: int, changes: dict[str, int], message: str) -> None:
-    e: EvaluateParams = load_params(ROOT / "params.yaml").evaluate.model_copy(update=changes)
-    with pytest.raises(UserError) as error:
-        enough(e, fewest, np.zeros((50, 784)))
-    assert str(error.value) == message
-
-
 def test_pictures_are_made_of_so_many_classes_and_of_however_few_images() -> None:
     assert sample.shown(np.arange(300).repeat(2) % 200).tolist() == list(range(16))
     images = np.zeros((37, 1, 4, 4), np.uint8)
     assert [gallery.in_rows(images[:n]).shape[:2] for n in (37, 10, 7)] == [(3, 10), (1, 10), (1, 7)]
 
 
-def test_names_that_are_not_of_all_classes_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_class_has_a_name_or_none_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     fetch.main(of_folder(folder))
     with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
-        assert gallery.class_names(file, IMAGES) == {0: "0 disc", 1: "1 line", 2: "2 square"}
+        assert gallery.named(file) == {0: "0 disc", 1: "1 line", 2: "2 square"}
         file.attributes["class_names"] = "disc"
-        with pytest.raises(UserError) as error:
-            gallery.class_names(file, IMAGES)
-        assert str(error.value) == "data/images.h5: names 1 of 3 classes; delete it and run `dvc repro`"
+        with pytest.raises(UserError, match=r"data/images\.h5: names 1 of 3 classes"):
+            gallery.named(file)
         del file.attributes["class_names"]
-        assert gallery.class_names(file, IMAGES) == {0: "0", 1: "1", 2: "2"}
+        assert gallery.named(file) == {0: "0", 1: "1", 2: "2"}
     with h5py.File(IMAGES, "a") as raw:
         raw.attrs["class_names"] = 3
-    with (
-        pytest.raises(UserError, match="attribute 'class_names' is 3, which is no str"),
-        arrays.reading(IMAGES, IMAGES_FORMAT),
-    ):
+    with pytest.raises(UserError, match="class_names"), arrays.reading(IMAGES, IMAGES_FORMAT):
         pass
 
 
@@ -394,10 +381,4 @@ def test_data_sets_in_mnists_files_are_fetched_by_their_own_sums(
     with arrays.reading(IMAGES, IMAGES_FORMAT) as file:
         assert [file.shape(f"{split}/images") for split in SPLITS] == [(n, 1, 28, 28) for n in (40, 20, 20)]
         assert (file.attribute("dataset"), file.attribute("classes")) == (dataset, 10)
-        found = str(file.attributes["class_names"]).split("\n")[-1] if "class_names" in file.attributes else None
-        assert found == name
-    (tmp_path / dataset / names[0]).unlink()
-    with pytest.raises(UserError) as error:
-        fetch.main(fetched(dataset=dataset))
-    wrong = hashlib.md5(b"of another data set", usedforsecurity=False).hexdigest()
-    assert f"{tmp_path}/{names[0]}: md5 {wrong} of 19 bytes, damaged or another file" in str(error.value)
+        assert (str(file.attributes.get("class_names", "")).split("\n")[-1] or None) == name

@@ -1,4 +1,4 @@
-"""Random input to every reader: it is read aright or refused with the one documented error, and nothing else happens."""
+"""Random input to every reader: it is read correctly or refused with `UserError`, and nothing else happens."""
 
 import gzip
 from pathlib import Path
@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import hdf5 as arrays
 from pipeline.errors import UserError
-from pipeline.params import Loader, load_params, validate_params
-from stages.fetch import read_idx
+from pipeline.params import load_params, load_yaml, validate_params
+from pipeline.sources import idx
 from tests.conftest import ROOT
 
 settings.register_profile("lfm", derandomize=True, database=None, deadline=None, max_examples=150,
@@ -21,7 +20,7 @@ settings.register_profile("lfm", derandomize=True, database=None, deadline=None,
 settings.load_profile("lfm")
 
 PARAMS = (ROOT / "params.yaml").read_text()
-TREE = yaml.load(PARAMS, Loader)
+TREE = load_yaml(PARAMS)
 LEAVES = [(section, key) for section, leaves in TREE.items() for key in leaves]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -74,23 +73,27 @@ def test_odd_yaml(tmp_path: Path, text: str) -> None:
     assert one_line(error.value)
 
 
+def read_idx(packed: bytes) -> np.ndarray:
+    return idx.parse("a.gz", idx.unpack("a.gz", packed))
+
+
 IDX = b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef"
 
 
 @given(st.binary(max_size=200))
 def test_bytes_as_idx(packed: bytes) -> None:
     with pytest.raises(UserError):
-        read_idx("a.gz", packed)
+        read_idx(packed)
 
 
 @given(st.integers(0, 255), st.lists(st.integers(0, 2**32 - 1), max_size=260), st.binary(max_size=40))
 def test_headers_that_lie(rank: int, sizes: list[int], values: bytes) -> None:
     header = bytes([0, 0, 8, rank]) + np.array(sizes, ">u4").tobytes()
     try:
-        found = read_idx("a.gz", gzip.compress(header + values, 1))
+        array = read_idx(gzip.compress(header + values, 1))
     except UserError:
         return
-    assert found.nbytes <= len(header + values)
+    assert array.nbytes <= len(header + values)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
@@ -98,15 +101,15 @@ def test_a_changed_byte_of_idx(at: int, flip: int) -> None:
     packed = bytearray(gzip.compress(IDX, mtime=0))
     packed[at % len(packed)] ^= flip
     try:
-        assert read_idx("a.gz", bytes(packed)).tobytes() == b"abcdef"
+        assert read_idx(bytes(packed)).tobytes() == b"abcdef"
     except UserError as error:
         assert one_line(error)
 
 
 def test_a_gzip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.fetch.MOST", 1000)
-    with pytest.raises(UserError, match=r"a.gz: unpacks to more than 1,000 bytes; fetch it again"):
-        read_idx("a.gz", gzip.compress(bytes(10**7)))
+    monkeypatch.setattr(idx, "LARGEST", 1000)
+    with pytest.raises(UserError, match=r"a\.gz: .* 1,000 bytes"):
+        read_idx(gzip.compress(bytes(10**7)))
 
 
 @pytest.fixture(scope="module")

@@ -1,158 +1,162 @@
-"""Every parameter, wrong in every way that its kind knows: the key, the value and what is accepted, word for word."""
+"""params.yaml: read as DVC reads it, and every parameter refused in every way in which its kind can be wrong."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from pipeline.errors import UserError
-from pipeline.params import Loader, validate_params
-from tests.conftest import ROOT
+from pipeline.params import load_params, load_yaml, validate_params
+from pipeline.sources.datasets import DATASETS
+from tests.conftest import ROOT, Case, Scene
+from tools.workspace import apply, read_preset
 
-TREE: dict[str, dict[str, Any]] = yaml.load((ROOT / "params.yaml").read_text(), Loader)
+TEXT = (ROOT / "params.yaml").read_text()
+TREE: dict[str, dict[str, Any]] = load_yaml(TEXT)
 LEAVES = [f"{section}.{key}" for section, leaves in TREE.items() for key in leaves]
-
-# What is said of -10³⁰, and of 10³⁰.
-INTEGERS = {
-    (
-        "at least 0",
-        "less than 9223372036854775808",
-    ): "data.seed autoencoder.seed classifier.seed train.seed sample.seed likelihood.seed evaluate.seed",
-    ("at least 0", "at most 1000000000"): "train.warmup_steps runtime.latents_mb",
-    ("at least 1", "at most 1000000000"): "autoencoder.steps autoencoder.batch_size classifier.steps encode.batch_size "
-    "train.steps train.batch_size train.validate_every sample.batch_size likelihood.images likelihood.batch_size "
-    "evaluate.batch_size runtime.checkpoint_every",
-    ("at least 1", "at most 10000"): "sample.steps sample.inversion_steps likelihood.steps",
-    ("at least 1", "at most 784"): "evaluate.pixel_components",
-    ("at least 1", "at most 128"): "model.heads",
-    ("at least 1", "at most 100"): "model.depth evaluate.neighbours",
-    ("at least 1", "at most 64"): "autoencoder.latent_channels model.patch_size",
-    ("at least 0", "at most 16"): "autoencoder.shift",
-    ("at least 1", "at most 16"): "report.zoom",
-    ("at least 1", "at most 8"): "autoencoder.layers",
-    ("at least 2", "at most 1000000"): "classifier.batch_size",
-    ("at least 2", "at most 10000"): "evaluate.bootstrap",
-    ("at least 2", "at most 1000"): "evaluate.kid_blocks",
-    ("at least 4", "at most 8192"): "model.width",
-    ("at least 8", "at most 1024"): "data.image_size",
-    ("1, 2 or 4", "1, 2 or 4"): "autoencoder.unshuffle",
-}
-NUMBERS = {
-    ("greater than 0", "at most 1"): "autoencoder.learning_rate classifier.learning_rate train.learning_rate",
-    ("greater than 0", "at most 10"): "flow.logit_std",
-    ("greater than 0", "at most 16"): "model.mlp_ratio",
-    ("greater than 0", "less than 1"): "train.beta2 evaluate.nearest_quantile",
-    ("greater than 0", None): "train.gradient_clip",
-    ("at least 0", "at most 1"): "autoencoder.kl_weight flow.uniform_share train.weight_decay",
-    ("at least 0", "less than 1"): "flow.sigma_min train.ema_decay train.label_dropout",
-    ("at least 0", "at most 10"): "sample.noise_strength",
-    ("at least 0", "at most 100"): "sample.guidance_scale",
-    ("at least 0.01", "at most 100"): "sample.time_shift",
-    ("at least 0.0000001", "less than 1"): "sample.rtol sample.atol",
-    ("at least -10", "at most 10"): "flow.logit_mean",
-}
-CHOICES = {
-    "'mnist', 'fashion_mnist', 'kmnist', 'digits' or 'folder'": "data.dataset",
-    "'measured' or 'config'": "encode.scale",
-    "'bundled' or 'train'": "classifier.source",
-    "'bf16' or 'float32'": "autoencoder.precision classifier.precision encode.precision train.precision sample.precision",
-    "'dit' or 'modern'": "model.block",
-    "'cond_ot', 'gvp' or 'vp'": "flow.path",
-    "'velocity' or 'data'": "flow.prediction",
-    "'independent' or 'ot'": "flow.coupling",
-    "'uniform', 'stratified', 'systematic' or 'logit_normal'": "flow.times",
-    "'cosine' or 'constant'": "train.schedule",
-    "'euler', 'midpoint', 'heun', 'rk4', 'dopri5' or 'euler_maruyama'": "sample.solver",
-    "'hutchinson' or 'exact'": "likelihood.divergence",
-    "'euler', 'midpoint', 'heun' or 'rk4'": "likelihood.solver",
-}
-KINDS = {
-    "a valid boolean": "data.skip_broken autoencoder.compile model.labels train.compile runtime.progress",
-    "a valid list": "autoencoder.widths train.snapshots sample.guidance_interval sample.trajectory_times",
-    "a valid string": "autoencoder.source autoencoder.revision data.root data.digest",
-}
-HUGE = 10**30
+WRONG: tuple[Any, ...] = (-(10**30), 10**30, math.nan, math.inf, True, "5", "", None, {"a": 1}, [])
 
 
-def cases() -> list[tuple[str, Any, str]]:
-    """Key, a value of the wrong kind or out of range, what is accepted."""
-    found: list[tuple[str, Any, str]] = []
-    for table, kind, nan in ((INTEGERS, "a valid integer", "a valid integer"),
-                             (NUMBERS, "a valid number", "a finite number")):  # fmt: skip
-        for (below, above), keys in table.items():
-            for key in keys.split():
-                told = {-HUGE: below, HUGE: above, math.nan: nan, math.inf: nan, True: kind, "5": kind, None: kind}
-                found += [(key, value, accepted) for value, accepted in told.items() if accepted is not None]
-    for accepted, keys in (CHOICES | KINDS).items():
-        found += [(key, value, accepted) for key in keys.split() for value in (HUGE, math.nan, {"a": 1})]
-    found += [
-        (key, value, accepted) for accepted, keys in CHOICES.items() for key in keys.split() for value in ("", None)
-    ]
-    return [case for case in found if case[:2] != ("train.gradient_clip", None)]  # null: no limit
+def changed(**changes: Any) -> dict[str, dict[str, Any]]:
+    """The project's parameters, some leaves replaced: section__key=value."""
+    tree = {section: dict(leaves) for section, leaves in TREE.items()}
+    for name, value in changes.items():
+        section, _, leaf = name.partition("__")
+        tree[section][leaf] = value
+    return tree
 
 
-def told(tree: Any) -> str:
+def words_of(tree: Any) -> str:
     with pytest.raises(UserError) as error:
         validate_params(tree, "params.yaml")
     return str(error.value)
 
 
-def changed(key: str, value: Any) -> dict[str, dict[str, Any]]:
-    section, _, leaf = key.partition(".")
-    return {name: leaves | ({leaf: value} if name == section else {}) for name, leaves in TREE.items()}
-
-
-@pytest.mark.parametrize("key", LEAVES)
-def test_every_parameter_says_what_it_accepts(key: str) -> None:
-    mine = [(value, accepted) for name, value, accepted in cases() if name == key]
-    assert len(mine) >= 3
-    for value, accepted in mine:
-        assert told(changed(key, value)) == f"params.yaml: {key} is {value!r}; it must be {accepted}"
+def accepted(key: str) -> str:
+    """What the errors say that a parameter accepts, each once."""
+    words = list[str]()
+    for value in WRONG:
+        try:
+            validate_params(changed(**{key.replace(".", "__"): value}), "params.yaml")
+        except UserError as error:
+            message = str(error)
+            start = f"params.yaml: {key} is {value!r}: "
+            assert message.startswith(start) or message.startswith(f"params.yaml: {key} ")
+            words.append(message.removeprefix(start))
+    assert len(words) >= 3
+    return " | ".join(dict.fromkeys(words))
 
 
 @pytest.mark.parametrize("key", LEAVES)
 def test_every_parameter_must_be_there(key: str) -> None:
+    tree = changed()
     section, _, leaf = key.partition(".")
-    tree = changed(key, 0)
     del tree[section][leaf]
-    assert told(tree) == f"params.yaml: {key} is missing; add it (`git diff params.yaml` shows what was removed)"
+    assert words_of(tree).startswith(f"params.yaml: {key}: ")
 
 
 @pytest.mark.parametrize("section", TREE)
-def test_every_section_must_be_one_and_know_its_keys(section: str) -> None:
-    known = ", ".join(TREE[section])
-    assert told(changed(f"{section}.typo", 1)) == f"params.yaml: {section}.typo is not a known key; known here: {known}"
-    assert told(TREE | {section: 3}) == f"params.yaml: {section} is 3; it must be a section of keys"
-    assert told({k: v for k, v in TREE.items() if k != section}).startswith(
-        f"params.yaml: {section} is missing; add it"
-    )
+def test_every_section_is_one_and_lists_its_keys(section: str) -> None:
+    assert words_of(changed(**{f"{section}__typo": 1})).startswith(f"params.yaml: {section}.typo is 1: ")
+    assert words_of(changed(**{f"{section}__typo": 1})).endswith(f"known here: {', '.join(TREE[section])}")
+    assert words_of(TREE | {section: 3}).startswith(f"params.yaml: {section} is 3: ")
+    assert words_of({k: v for k, v in TREE.items() if k != section}).startswith(f"params.yaml: {section}: ")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train.steps": 100, "train.warmup_steps": 100}, "train.warmup_steps 100 must be below steps (100); lower it"),
-        ({"model.labels": False, "sample.guidance_scale": 2},
-         "sample.guidance_scale 2 needs labels, and model.labels is false; set it to 1"),
-        ({"model.width": 130, "model.heads": 2},
-         "model.width 130 must be a multiple of 4 and of heads (2); change one of them"),
-        ({"model.width": 20, "model.heads": 2, "model.block": "modern"},
-         "model.width 20 must with block modern be a multiple of 4 · heads (8); change one of them"),
-        ({"sample.guidance_interval": [0.9, 0.2]}, "sample.guidance_interval [0.9, 0.2] must rise; swap its ends"),
-        ({"sample.guidance_interval": [0, 1, 1]},
-         "sample.guidance_interval is [0, 1, 1]; it must have at most 2 items, not 3"),
-        ({"sample.guidance_interval": [0, 1.5]}, "sample.guidance_interval.1 is 1.5; it must be at most 1"),
-        ({"sample.trajectory_times": [0, 0]}, "sample.trajectory_times [0.0, 0.0] must rise, each once; sort them"),
-        ({"train.snapshots": [0, math.nan]}, "train.snapshots is nan; it must be a finite number"),
-        ({"autoencoder.widths": [8] * 6},
-         "autoencoder.widths is [8, 8, 8, 8, 8, 8]; it must have at most 5 items, not 6"),
-        ({"autoencoder.widths": [0]}, "autoencoder.widths.0 is 0; it must be at least 8"),
-    ],
-)  # fmt: skip
-def test_values_that_contradict_each_other_are_told(changes: dict[str, Any], message: str) -> None:
-    tree = TREE
-    for key, value in changes.items():
-        section, _, leaf = key.partition(".")
-        tree = tree | {section: tree[section] | {leaf: value}}
-    assert told(tree) == f"params.yaml: {message}"
+def test_the_params_of_the_project_are_valid_and_frozen() -> None:
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.steps = 1
+
+
+def test_the_registry_of_data_sets_decides_which_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "letters", DATASETS["digits"])
+    assert validate_params(changed(data__dataset="letters"), "params.yaml").data.dataset == "letters"
+
+
+YAML_1_2 = {"1e-5": 1e-5, "1E-5": 1e-5, "1.e-5": 1e-5, "+1.5e-05": 1.5e-5, ".5": 0.5, "1e0": 1.0, "010": 10, "010000": 10_000,
+            "0o17": 15, "0x1F": 31, "1_000": 1000, "yes": "yes", "no": "no", "on": "on", "off": "off", "1:30": "1:30", "~": None,
+            "{<<: {a: 1}, b: 2}": {"a": 1, "b": 2}, "'5'": "5", "!!str 5": "5"}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", YAML_1_2)
+def test_yaml_is_that_of_version_1_2_and_means_the_same_to_dvc(text: str) -> None:
+    mine, theirs = load_yaml(f"x: {text}")["x"], YAML(typ="safe").load(f"x: {text}")["x"]
+    assert mine == theirs == YAML_1_2[text] and type(mine) is type(theirs) is type(YAML_1_2[text])
+
+
+def test_merge_keys_fill_a_section(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace("report: #", "report: &r #").replace("  zoom: 2", "  zoom: 7") + "more: {<<: *r}\n")
+    with pytest.raises(UserError, match=r"more is \{'zoom': 7\}"):
+        load_params(path)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def refused(key: str, **changes: Any) -> Case:
+    return UserError, f"params.yaml: {key}", lambda scene: validate_params(changed(**changes), "params.yaml")
+
+
+def file(text: str | None) -> Case:
+    def read(scene: Scene) -> None:
+        if text is not None:
+            (scene.tmp / "params.yaml").write_text(text)
+        load_params(scene.tmp / "params.yaml")
+
+    return UserError, "params.yaml", read
+
+
+def preset(text: str) -> Case:
+    def read(scene: Scene) -> None:
+        (scene.tmp / "mine").write_text(text)
+        apply(TREE, read_preset(scene.tmp / "mine"), str(scene.tmp / "mine"))
+
+    return UserError, "mine", read
+
+
+def everything_wrong(key: str) -> Callable[[Scene], None]:
+    def check(scene: Scene) -> None:
+        raise UserError(f"{key}: {accepted(key)}")
+
+    return check
+
+
+ERRORS: dict[str, Case] = {
+    **{f"params, {key}": (UserError, key, everything_wrong(key)) for key in LEAVES},
+    "params, steps below warm-up": refused("train.warmup_steps", train__steps=100, train__warmup_steps=100),
+    "params, guidance without labels": refused("sample.guidance_scale", model__labels=False, sample__guidance_scale=2),
+    "params, width and heads": refused("model.width", model__width=130),
+    "params, width and heads, modern": refused("model.width", model__width=20, model__block="modern"),
+    "params, interval falls": refused("sample.guidance_interval", sample__guidance_interval=[0.9, 0.2]),
+    "params, interval of three": refused("sample.guidance_interval", sample__guidance_interval=[0, 1, 1]),
+    "params, interval beyond 1": refused("sample.guidance_interval.1", sample__guidance_interval=[0, 1.5]),
+    "params, times twice": refused("sample.trajectory_times", sample__trajectory_times=[0, 0]),
+    "params, snapshots fall": refused("train.snapshots", train__snapshots=[0.5, 0]),
+    "params, snapshot nan": refused("train.snapshots", train__snapshots=[0, math.nan]),
+    "params, six widths": refused("autoencoder.widths", autoencoder__widths=[8] * 6),
+    "params, width 60": refused("autoencoder.widths.0", autoencoder__widths=[60]),
+    "params, folder without root": refused("data.root", data__dataset="folder"),
+    "params, odd size": refused("data.image_size", data__image_size=33),
+    "params, fraction of a step": refused("train.steps", train__steps=1.5),
+    "params, number of 5,000 digits": refused("train.steps", train__steps=10**5000),
+    "params, empty": file(""),
+    "params, a list": file("[1]"),
+    "params, none": file(None),
+    "params, unknown section": file(TEXT + "extra:\n  a: 1\n"),
+    "params, unknown key": file(TEXT + "  colour: 1\n"),
+    "params, missing key": file(TEXT.replace("  sigma_min: 1e-3", "  sigma: 1e-3")),
+    "params, key twice": file(TEXT + "  progress: false\n"),
+    "params, key is a number": file(TEXT + "  1: 2\n"),
+    "params, not YAML": file("data: ["),
+    "params, two documents": file(TEXT + "---\na: 1\n"),
+    "params, python object": file("!!python/object/apply:os.system [ls]"),
+    "params, word for a boolean": file(TEXT.replace("progress: true", "progress: yes")),
+    "params, sexagesimal": file(TEXT.replace("zoom: 2", "zoom: 1:30")),
+    "preset, unknown key": preset("-S train.step=3"),
+    "preset, other words": preset("train.steps=3"),
+}  # fmt: skip

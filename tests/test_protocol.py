@@ -15,7 +15,7 @@ from lfm.nets.weights import load_model
 from pipeline.artifacts.files import PRETRAINED
 from pipeline.params import load_params
 from pipeline.progress import Progress
-from stages.fetch import hold_out, mnist
+from pipeline.sources.datasets import DATASETS, hold_out
 from tests.conftest import ROOT
 
 P = load_params(ROOT / "params.yaml")
@@ -41,7 +41,7 @@ def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def world(mirror: str) -> World:
-    full, test = mnist(show=False)
+    full, test, *_ = DATASETS["mnist"](P.data, False)
     train, validation = hold_out(full, test.labels, P.data.seed)
     first, second = halves(validation.labels)
     half, _ = halves(test.labels)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.params import Loader, validate_params
+from pipeline.params import load_yaml, validate_params
 
 CODE = ("lfm", "pipeline", "stages", "dvc.yaml", ".dvcignore")
 
@@ -20,7 +20,7 @@ def read_preset(preset: Path) -> dict[str, Any]:
     if words[::2] != ["-S"] * (len(words) // 2) or len(words) % 2:
         raise UserError(f"{preset}: must hold `-S section.key=value` flags alone; mend it")
     pairs = (word.partition("=") for word in words[1::2])
-    return {key: yaml.load(value, Loader) for key, _, value in pairs}
+    return {key: load_yaml(value) for key, _, value in pairs}
 
 
 def apply(params: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
 
     What an earlier call left there stays in DVC's cache, so a second run does only what has changed.
     """
-    params = yaml.load((root / "params.yaml").read_text(encoding="utf-8"), Loader)
+    params = load_yaml((root / "params.yaml").read_text(encoding="utf-8"))
     if preset:
         params = apply(params, read_preset(preset), str(preset))
     for name in CODE:
@@ -59,11 +59,13 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
 
 def outs(workspace: Path) -> dict[str, str]:
     """sha256 of every file that a stage makes there."""
-    stages = yaml.load((workspace / "dvc.yaml").read_text(encoding="utf-8"), Loader)["stages"]
+    stages = load_yaml((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     digests: dict[str, str] = {}
     for stage in stages.values():
         for out in [*stage["outs"], *(name for entry in stage.get("metrics", []) for name in entry)]:
             path = workspace / out
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            digests |= {str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+            digests |= {
+                str(f.relative_to(workspace)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()
+            }
     return digests

@@ -41,6 +41,9 @@ def logit_normal(quantile: Tensor, choice: Tensor, mean: float, std: float, unif
     return torch.where(choice < uniform_share, quantile, torch.sigmoid(mean + std * normal))
 
 
+DENSITIES = ("uniform", "stratified", "systematic", "logit_normal")
+
+
 def sample_times(
     density: str, u: Tensor, order: Tensor, choice: Tensor, mean: float, std: float, uniform_share: float
 ) -> Tensor:

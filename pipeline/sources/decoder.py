@@ -1,4 +1,4 @@
-"""An image file of any kind and size as 8-bit grey or colour, in a square."""
+"""Image files of any kind and size, as squares in 8-bit grey or colour."""
 
 import warnings
 from typing import BinaryIO
@@ -10,11 +10,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 GREY = ("1", "L", "LA", "La")
 DEEPEST = 65_535  # the largest value of 16-bit grey
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd files; what is broken raises
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd files; a corrupt one raises
 
 
 class Broken(Exception):
-    """An image that can't be decoded; says why."""
+    """An image that can't be decoded, with the reason."""
 
 
 def decode(file: BinaryIO) -> Image.Image:
@@ -29,7 +29,7 @@ def decode(file: BinaryIO) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise Broken("no image of a kind that is read here") from error
+        raise Broken("not an image in a known format") from error
     except Exception as error:  # PIL raises anything for a damaged file
         raise Broken(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
@@ -44,15 +44,15 @@ def _decode(file: BinaryIO) -> Image.Image:
         values = np.asarray(image, np.float64).clip(0, DEEPEST) * (255 / DEEPEST)
         return Image.fromarray(values.round().astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is not known")
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     grey = image.mode in GREY
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
     return image.convert("L" if grey else "RGB")
 
 
 def square(image: Image.Image, channels: int, size: int) -> np.ndarray:
-    """The middle of an image, as large a square as there is in it, resized: (channels, size, size) uint8."""
+    """The largest square in the middle of an image, resized: (channels, size, size) uint8."""
     fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
     return np.moveaxis(np.asarray(fitted).reshape(size, size, channels), -1, 0)

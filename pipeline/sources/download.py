@@ -1,79 +1,114 @@
-"""Fetching files whose checksums are known, from a mirror of the user's or the publisher's."""
+"""Files with known checksums, from the user's mirror or the publisher's."""
 
 import hashlib
+import itertools
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-import requests
-
+from pipeline import http
 from pipeline.errors import UserError
 from pipeline.paths import user_path
-from pipeline.progress import Progress, say
+from pipeline.sources import idx
 
 MIRROR = "LFM_MIRROR"
-TRIES, TIMEOUT_S = 3, 20
+LISTED = 4  # files that the error lists of a folder
 
 
-def fetch(dataset: str, name: str, md5: str, mirrors: Iterable[str], show: bool) -> bytes:
-    """The bytes of one file, from the first place that has them whole.
+class Published(NamedTuple):
+    """A gzipped IDX file as its publisher offers it."""
 
-    `LFM_MIRROR` (a directory or a URL; `<mirror>/<dataset>/<name>`, then `<mirror>/<name>`) is tried before `mirrors`.
-    Raises `UserError` that names the file, what each place answered, and the ways out.
-    """
-    own = os.environ.get(MIRROR, "")
-    own_places = [f"{own.rstrip('/')}/{tail}" for tail in (f"{dataset}/{name}", name)] if own else []
-    answers = []
-    for place in [*own_places, *(f"{m.rstrip('/')}/{name}" for m in mirrors)]:
+    dataset: str  # mnist
+    folder: str  # MNIST, in which torchvision keeps it: MNIST/raw
+    name: str  # train-images-idx3-ubyte.gz
+    md5: str  # of the gzip file
+    sha256: str | None = None  # of its content, where that is known
+
+    def content(self, data: bytes) -> bytes | None:
+        """What is in it, if `data` is this file, unpacked or packed again included."""
         try:
-            data = (
-                _get(place, name, show) if place.startswith(("http://", "https://")) else user_path(place).read_bytes()
-            )
-        except (OSError, requests.RequestException) as error:
-            answers.append(f"{place}: {_reason(error)}")
-            continue
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if found == md5:
-            return data
-        answers.append(f"{place}: md5 {found} of {len(data):,} bytes, damaged or another file")
+            content = idx.unpack(self.name, data)
+        except UserError:
+            return None
+        known = hashlib.sha256(content).hexdigest() == self.sha256
+        return content if known or hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5 else None
+
+
+def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
+    """The content of one file, from the first place that has it.
+
+    `LFM_MIRROR` is tried first. In a directory the file may have any name; where the checksum of its content is known, it may
+    also be unpacked or packed again. Raises `UserError` that names the file, what each place answered, and the ways out.
+    """
+    mirror, answers = os.environ.get(MIRROR, ""), []
+    names, folders = (file.name, file.name.removesuffix(".gz")), (f"{file.dataset}/", "", f"{file.folder}/raw/")
+    own = _read(file, mirror, [folder + name for folder in folders for name in names], show) if mirror else ()
+    for place, data in itertools.chain(own, *(_read(file, url, [file.name], show) for url in publishers)):
+        if isinstance(data, bytes):
+            if (content := file.content(data)) is not None:
+                return content
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            data = f"md5 {md5} of {len(data):,} bytes, corrupt or another file"
+        answers.append(f"{place}: {data}")
     raise UserError(
-        f"{name} (expected md5 {md5}) could not be fetched. Tried {'; '.join(answers)}. "
+        f"{file.name} (expected md5 {file.md5}) could not be fetched. Tried {'; '.join(answers)}. "
         f"Ways out: go online, or set {MIRROR} to a directory or URL that holds it, or set data.dataset: digits in "
         "params.yaml, which needs no download"
     )
 
 
-def _get(url: str, name: str, show: bool) -> bytes:
-    for attempt in range(1, TRIES + 1):
+def _read(file: Published, mirror: str, paths: Iterable[str], show: bool) -> Iterator[tuple[str, bytes | str]]:
+    """The places in a mirror where the file may be, each with its data or with the reason why there is none."""
+    scheme, colon, rest = mirror.partition("://")
+    if not colon or scheme.lower() == "file":
+        yield from _in_directory(file, url2pathname(urlsplit("//" + rest).path) if colon else mirror)
+        return
+    if scheme.lower() not in ("http", "https"):
+        yield http.public(mirror), "neither http, https nor file"
+        return
+    for path in paths:
+        url = mirror
         try:
-            with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT_S) as answer:
-                answer.raise_for_status()
-                total = int(answer.headers.get("Content-Length", 0))
-                parts = []
-                with Progress(total, name, "B", show) as progress:
-                    for part in answer.iter_content(1 << 16):
-                        parts.append(part)
-                        progress.advance(len(part))
-                return b"".join(parts)
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
-            if attempt == TRIES:
-                raise
-            say(f"{url}: {_reason(error)}; trying again")
-            time.sleep(attempt)
-    raise AssertionError("unreachable")
+            parts = urlsplit(mirror)
+            url = parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl()
+            yield http.public(url), http.get(url, file.name, idx.LARGEST, show)
+        except http.ERRORS as error:
+            yield http.public(url), http.reason(error)
+            if getattr(getattr(error, "response", None), "status_code", None) not in (403, 404, 410):
+                return  # the other places would give the same answer, after the same wait
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, requests.HTTPError):
-        return f"the server answered {error.response.status_code}"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    if isinstance(error, requests.Timeout):
-        return f"no answer in {TIMEOUT_S} s"
-    return " ".join(str(error).split())
+def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | str]]:
+    """By name, then by content: any gzip or IDX file in the directory, or where torchvision puts it beside or below."""
+    raw = f"{file.folder}/raw"
+    try:
+        root = user_path(mirror)
+        folders = [
+            f for f in (root / name for name in (file.dataset, "", raw, "raw", f"../{raw}", "../raw")) if f.is_dir()
+        ]
+        if not root.is_dir():
+            yield mirror, "no such directory"
+        for folder in folders:
+            files = sorted(f for f in folder.iterdir() if f.is_file() and f.stat().st_size <= idx.LARGEST)
+            named = folder / file.name
+            if named in files:
+                yield str(named), named.read_bytes()
+            for other in files:
+                if other != named and _is_packed_or_idx(other) and file.content(data := other.read_bytes()) is not None:
+                    yield str(other), data
+            seen = [f.name for f in files]
+            more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
+            yield (
+                str(folder),
+                f"none of its files is it ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files",
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # a user's home that does not exist, a NUL in the name
+        yield mirror, " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+
+
+def _is_packed_or_idx(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) in (b"\x1f\x8b\x08", idx.MAGIC)

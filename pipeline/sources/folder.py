@@ -1,4 +1,4 @@
-"""Images in a folder of the user's: each looked at once, then decoded a few at a time. DVC does not see the folder, so
+"""A folder of the user's images: each file is checked once, then decoded when it is needed. DVC does not see the folder, so
 `data.digest` pins its content."""
 
 import hashlib
@@ -17,16 +17,17 @@ from pipeline.progress import Progress, say
 from pipeline.sources import decoder
 from pipeline.sources.listing import listing
 
-TOGETHER = 1000  # files that are looked at, or decoded, before the next ones are
-NAMED = 5  # broken images that the error names; the log names all
+BATCH = 1000  # files that are checked, or decoded, before the next ones are
+LISTED = 5  # broken images in the error; the log lists all
 
 
-class Look(NamedTuple):
-    """What one file is."""
+class Checked(NamedTuple):
+    """One image file."""
 
     sha256: str
     grey: bool
-    broken: str  # why, or nothing
+    broken: str  # the reason, or empty
+    plain: bool = False  # a single colour
 
 
 class Pictures:
@@ -59,7 +60,7 @@ class Pictures:
 
 
 class Folder(NamedTuple):
-    """What was found."""
+    """What a folder holds."""
 
     classes: list[str]  # a label each, sorted
     splits: dict[str, tuple[Pictures, np.ndarray]]  # images and labels (N,) uint8: of train and test, or of "" for all
@@ -67,72 +68,85 @@ class Folder(NamedTuple):
 
 
 def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: bool) -> Folder:
-    """Look at every image of a folder. Raises `UserError` where the folder is not laid out as it must be, holds broken
-    images that are not to be skipped, or has another content than `digest` says."""
-    root = Path(os.path.realpath(user_path(place)))
-    if not root.is_dir():
+    """Check every image of a folder. Raises `UserError` if its layout is wrong, if it holds corrupt images that are not to be
+    skipped, or if its content is not the one that `digest` pins."""
+    try:
+        root = Path(os.path.realpath(user_path(place)))
+        is_directory = root.is_dir()
+    except (OSError, ValueError, RuntimeError):  # a user's home that does not exist, a NUL in the name
+        is_directory = False
+    if not is_directory:
         raise UserError(
-            f"data.root: {format_value(place)} is no directory; mend it (a relative path begins in the project)"
+            f"data.root: {format_value(place)} is no directory; correct it (relative paths start in the project)"
         )
     parts, classes, listed = listing(root)
     names = [image.name for image in listed]
-    looks = list(_look(root, names, show))
-    broken = {name: look.broken for name, look in zip(names, looks, strict=True) if look.broken}
-    _tell(broken, len(names), skip_broken)
-    if (found := _digest(names, looks)) != digest:
+    checks = list(_check(root, names, show))
+    broken = {name: c.broken for name, c in zip(names, checks, strict=True) if c.broken}
+    _report(broken, len(names), skip_broken)
+    if plain := sum(c.plain for c in checks):
+        if plain == len(names) - len(broken):
+            raise UserError(
+                f"data.root: each of {plain:,} images is of a single colour (transparent parts are put over black); choose "
+                "light ink, or an opaque background"
+            )
+        say(f"fetch: {plain:,} of {len(names):,} images are of a single colour each")
+    if (actual := _digest(names, checks)) != digest:
         raise UserError(
-            f"data.digest is {digest!r}, but the content of {format_value(place)} has {found}; set data.digest: {found}"
+            f"data.digest is {digest!r}, but the content of {format_value(place)} has {actual}; set data.digest: {actual}"
         )
-    channels = 1 if all(look.grey for look in looks if not look.broken) else 3
+    channels = 1 if all(c.grey for c in checks if not c.broken) else 3
     splits = {}
     for part in parts:
-        good = [i for i, image in enumerate(listed) if image.part == part and not looks[i].broken]
-        files, sha256 = (np.array([v[i] for i in good], object) for v in (names, [look.sha256 for look in looks]))
-        labels = np.array([listed[i].label for i in good], np.uint8)
+        whole = [i for i, image in enumerate(listed) if image.part == part and not checks[i].broken]
+        files, sha256 = (np.array([v[i] for i in whole], object) for v in (names, [c.sha256 for c in checks]))
+        labels = np.array([listed[i].label for i in whole], np.uint8)
         splits[part] = (Pictures(root, files, sha256, channels, size), labels)
     return Folder(classes, splits, len(broken))
 
 
-def _look(root: Path, names: list[str], show: bool) -> Iterator[Look]:
+def _check(root: Path, names: list[str], show: bool) -> Iterator[Checked]:
     """Each file, decoded once."""
 
-    def one(name: str) -> Look:
+    def one(name: str) -> Checked:
         try:
             with (root / name).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 try:
-                    return Look(sha256, decoder.decode(file).mode == "L", "")
+                    image = decoder.decode(file)
+                    ranges = np.ptp(np.reshape(image.getextrema(), (-1, 2)), axis=1)
+                    return Checked(sha256, image.mode == "L", "", plain=not ranges.any())
                 except decoder.Broken as error:
-                    return Look(sha256, False, str(error))
+                    return Checked(sha256, False, str(error))
         except OSError as error:
             raise UserError(
-                f"data.root: {format_value(name)} can't be read ({error.strerror}); mend or remove it"
+                f"data.root: {format_value(name)} can't be read ({error.strerror}); fix or remove it"
             ) from error
 
     with ThreadPoolExecutor() as pool, Progress(len(names), "fetch", "image", show) as progress:
-        for start in range(0, len(names), TOGETHER):
-            for look in pool.map(one, names[start : start + TOGETHER]):
+        for start in range(0, len(names), BATCH):
+            for c in pool.map(one, names[start : start + BATCH]):
                 progress.advance()
-                yield look
+                yield c
 
 
-def _tell(broken: dict[str, str], total: int, skip: bool) -> None:
+def _report(broken: dict[str, str], total: int, skip: bool) -> None:
     for name, reason in broken.items():
         say(f"fetch: {format_value(name)} is broken: {reason}")
     if broken and not skip:
-        first = ", ".join(f"{format_value(name)} ({reason})" for name, reason in list(broken.items())[:NAMED])
-        more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+        first = ", ".join(f"{format_value(name)} ({reason})" for name, reason in list(broken.items())[:LISTED])
+        more = f" and {len(broken) - LISTED:,} more" if len(broken) > LISTED else ""
         raise UserError(
-            f"data.root: {len(broken):,} of {total:,} images are broken: {first}{more}; mend or remove them, or set "
+            f"data.root: {len(broken):,} of {total:,} images are broken: {first}{more}; fix or remove them, or set "
             "data.skip_broken: true"
         )
     if broken:
         say(f"fetch: {len(broken):,} of {total:,} images are broken and left out")
 
 
-def _digest(names: Sequence[str], looks: Sequence[Look]) -> str:
+def _digest(names: Sequence[str], checks: Sequence[Checked]) -> str:
     """sha256 over the names of all images, sorted, and their contents."""
     total = hashlib.sha256()
-    for name, look in sorted(zip(names, looks, strict=True)):
-        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(look.sha256))
+    for name, c in sorted(zip(names, checks, strict=True)):
+        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(c.sha256))
     return total.hexdigest()

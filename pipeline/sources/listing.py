@@ -1,7 +1,7 @@
-"""What lies in a folder of images, one sub-folder a class: names alone, checked.
+"""The files in a folder of images with one sub-folder for each class, by name only.
 
-ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE. Hidden files are no part of it, files without an
-image's suffix are left out, and no link may lead out of the root.
+ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE. Hidden files are ignored, files without an image's
+suffix are left out with a line in the log, and a link must not lead out of the root.
 """
 
 import os
@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.params import format_value as shown
+from pipeline.params import format_value
 from pipeline.progress import say
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-CLASSES, LETTERS = 256, 60  # at most: labels are bytes, and the names are kept in an attribute of 64 KB
+CLASSES, LETTERS = 256, 60  # at most: labels are bytes, and the names are stored in an attribute of 64 KB
 SPLITS = ("train", "test")
+OTHER_NAMES = {"training": "train", "testing": "test", "train": "train", "test": "test"}  # in any case, of the splits
 
 
 class Listed(NamedTuple):
     """One image."""
 
-    part: str  # train or test, or nothing
+    part: str  # train or test, or empty
     label: int
-    name: str  # from the root on
+    name: str  # relative to the root
 
 
 class Listing(NamedTuple):
@@ -33,7 +34,7 @@ class Listing(NamedTuple):
 
 
 def listing(root: Path) -> Listing:
-    """All images of a folder. Raises `UserError` where it is not laid out as it must be."""
+    """All images of a folder. Raises `UserError` if its layout is wrong."""
     parts = _parts(root)
     classes = _classes(root, parts)
     images = [
@@ -46,19 +47,19 @@ def listing(root: Path) -> Listing:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
-    """What a folder within the root holds, hidden files left out, in order, each with its name from the root on."""
-    found = []
+    """The sorted entries of a folder within the root, hidden ones left out, each with its name relative to the root."""
+    entries = []
     for entry in sorted(os.scandir(root / folder), key=lambda e: e.name):
         name = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":  # left by macOS in an archive
             continue
         if entry.is_symlink() and not Path(target := os.path.realpath(entry.path)).is_relative_to(root):
             raise UserError(
-                f"data.root: {shown(name)} is a link that leads out of the folder, to {shown(target)}, which is refused; "
-                "put the images themselves there, or remove it"
+                f"data.root: {format_value(name)} is a link that leads out of the folder, to {format_value(target)}; "
+                "copy the images instead, or remove it"
             )
-        found.append((name, entry))
-    return found
+        entries.append((name, entry))
+    return entries
 
 
 def _folders(root: Path, folder: str) -> list[str]:
@@ -67,28 +68,37 @@ def _folders(root: Path, folder: str) -> list[str]:
 
 def _parts(root: Path) -> tuple[str, ...]:
     """("train", "test") where the folder holds both, else ("",)."""
-    found = _folders(root, "")
-    if not set(SPLITS) <= set(found):
+    names = _folders(root, "")
+    if not set(SPLITS) <= set(names):
+        like = {OTHER_NAMES.get(name.lower(), ""): name for name in names}
+        if set(SPLITS) <= set(like):
+            renamed = " and ".join(f"{format_value(like[name])} to {name}" for name in SPLITS if like[name] != name)
+            raise UserError(f"data.root: holds {format_value(names)}; rename {renamed}")
         return ("",)
-    if others := set(found) - set(SPLITS):
-        raise UserError(f"data.root: holds train and test, and {shown(min(others))} beside them; move that away")
+    if others := set(names) - set(SPLITS):
+        raise UserError(f"data.root: holds train and test, and {format_value(min(others))} beside them; move that away")
     return SPLITS
 
 
 def _classes(root: Path, parts: Sequence[str]) -> list[str]:
     """The names of the classes, the same in every part."""
-    found = [_folders(root, part) for part in parts]
-    if strange := set(found[0]) ^ set(found[-1]):
-        raise UserError(f"data.root: train and test must hold the same classes, and only one has {shown(min(strange))}")
-    classes = found[0]
+    names = [_folders(root, part) for part in parts]
+    if strange := set(names[0]) ^ set(names[-1]):
+        raise UserError(
+            f"data.root: train and test must hold the same classes, and only one has {format_value(min(strange))}"
+        )
+    classes = names[0]
     if not 2 <= len(classes) <= CLASSES:
         raise UserError(
             f"data.root: holds {len(classes)} sub-folders; it must hold one a class, 2 to {CLASSES} of them"
         )
+    for part in parts:
+        if beside := sum(name.lower().endswith(SUFFIXES) for name, entry in _entries(root, part) if not entry.is_dir()):
+            say(f"fetch: {beside:,} images beside the folders of the classes are left out")
     for name in classes:
         if not name.isprintable() or len(name) > LETTERS:
             raise UserError(
-                f"data.root: a class is named {shown(name)}; rename it, with at most {LETTERS} printable characters"
+                f"data.root: a class is named {format_value(name)}; rename it, with at most {LETTERS} printable characters"
             )
     return classes
 
@@ -99,14 +109,14 @@ def _images(root: Path, folder: str) -> list[str]:
     for name, entry in _entries(root, folder):
         if entry.is_dir():
             raise UserError(
-                f"data.root: {shown(name)} is a folder within a class, which holds images alone; move it away"
+                f"data.root: {format_value(name)} is a folder within a class; move it away, or its images into the class"
             )
         if not name.lower().endswith(SUFFIXES):
             others += 1
         elif not entry.is_file():
-            raise UserError(f"data.root: {shown(name)} is no file that can be read; mend or remove it")
+            raise UserError(f"data.root: {format_value(name)} is not a readable file; fix or remove it")
         else:
             names.append(name)
     if others:
-        say(f"fetch: {shown(folder)} holds {others:,} files that are no images by their suffix; they are left out")
+        say(f"fetch: {format_value(folder)} holds {others:,} files without an image's suffix; they are left out")
     return names
