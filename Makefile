@@ -9,7 +9,7 @@ STAMP := .venv/.set-up
 SHOOT := $(or $(shell command -v chromium),$(shell command -v google-chrome),chromium) --headless --no-sandbox --hide-scrollbars --log-level=3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo repro test check format bench torture mend pictures lock
+.PHONY: help setup demo repro page test check format bench torture mend pictures lock
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -28,6 +28,9 @@ demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a sma
 
 repro: $(STAMP) mend ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
 	@$(BIN)/dvc repro
+
+page: $(STAMP) ## digits in the browser: export of the last run or the bundled model, build, serve; PAGE="--port 8000"
+	@$(BIN)/python -m tools.page $(PAGE)
 
 test: check .venv/.peers ## checks and tests
 	@$(BIN)/python -m pytest
