@@ -9,7 +9,7 @@ STAMP := .venv/.set-up
 SHOOT := $(or $(shell command -v chromium),$(shell command -v google-chrome),chromium) --headless --no-sandbox --hide-scrollbars --log-level=3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo repro test check format bench torture mend pictures lock
+.PHONY: help setup demo repro page test check format bench torture mend pictures lock
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python '>=3.11' .venv; } || python3 -m venv .venv
 	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
 	@echo "set-up: packages into .venv (torch alone is several GB; once)"
-	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --group pipeline --group test -c requirements.lock
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --extra export --group pipeline --group test -c requirements.lock
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -29,6 +29,9 @@ demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a sma
 
 repro: $(STAMP) mend ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
 	@$(BIN)/dvc repro
+
+page: $(STAMP) ## digits in the browser: export of the last run or the bundled model, build, serve; PAGE="--port 8000"
+	@$(BIN)/python -m tools.page $(PAGE)
 
 test: check .venv/.peers ## checks and tests
 	@$(BIN)/python -m pytest
@@ -59,4 +62,4 @@ pictures: ## copy the pictures of the last run to docs/, where the README shows 
 
 lock: ## resolve requirements.lock anew
 	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
-	  --group pipeline --group test pyproject.toml -o requirements.lock
+	  --extra export --group pipeline --group test pyproject.toml -o requirements.lock
