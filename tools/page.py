@@ -36,18 +36,18 @@ def build() -> Path:
     return DIST
 
 
-def install() -> None:
+def install(web: Path = WEB) -> None:
     """The npm packages of package-lock.json. Raises `UserError` where node is missing or too old."""
     if not shutil.which("node") or not shutil.which("npm"):
         raise UserError(f"the page needs node ≥ {NODE} and npm; install them (Debian: apt-get install nodejs npm)")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.lstrip("v").split(".")[0]) < NODE:
         raise UserError(f"node is {version}; the page needs {NODE} or later")
-    lock, installed = WEB / "package-lock.json", WEB / "node_modules/.installed.json"
+    lock, installed = web / "package-lock.json", web / "node_modules/.installed.json"
     if installed.exists() and installed.read_bytes() == lock.read_bytes():
         return
     say("page: npm packages into web/node_modules")
-    _run(["npm", "ci", "--silent", "--ignore-scripts"], WEB)
+    _run(["npm", "ci", "--silent", "--ignore-scripts"], web)
     shutil.copy(lock, installed)
 
 

@@ -173,9 +173,9 @@ let readyAt = 0;
 
 function cost({ ms, evaluations }: Cost, what: string): void {
   const [time, passes] = $("meter").querySelectorAll("b");
-  time.textContent = ms.toFixed(0);
+  time.textContent = `${ms.toFixed(0)} ms`;
   passes.textContent = evaluations.toFixed(evaluations % 1 ? 1 : 0);
-  $("meter").querySelector("i")!.textContent = `for ${what},`;
+  $("meter").querySelector("i")!.textContent = `for ${what}`;
 }
 
 function announce({ ms }: Cost): void {
@@ -241,7 +241,7 @@ function drawn(): void {
 function listen(): void {
   const classList = classes();
   for (const id of ["meant", "first", "second"]) {
-    if (id === "meant") select(id).add(new Option("– you tell me", ""));
+    if (id === "meant") select(id).add(new Option("auto", ""));
     for (const label of classList) select(id).add(new Option(String(label)));
   }
   for (const label of classList) {
@@ -282,6 +282,15 @@ function listen(): void {
     change({ meant: select("meant").value === "" ? null : Number(select("meant").value) });
   });
   for (const id of ["first", "second"]) select(id).addEventListener("change", () => change({ [id]: Number(select(id).value) }));
+  const drag = (event: PointerEvent) => {
+    const box = input("share").getBoundingClientRect();
+    if (event.buttons) change({ share: Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) });
+  };
+  $("frames").addEventListener("pointerdown", (event) => {
+    $("frames").setPointerCapture(event.pointerId);
+    drag(event);
+  });
+  $("frames").addEventListener("pointermove", drag);
   input("share").addEventListener("input", () => change({ share: Number(input("share").value) }));
   input("time").addEventListener("input", () => {
     stop();
@@ -371,8 +380,8 @@ async function start(): Promise<void> {
   plane = new Plane(canvas("plane"), loaded.cloud as Cloud);
   listen();
   pad.show(state.strokes.map((stroke) => [...stroke]));
-  $("plane-caption").textContent =
-    `The way of x_t in two principal components, over ${loaded.cloud.points.length.toLocaleString("en")} ${loaded.cloud.source}.`;
+  $("plane-caption").innerHTML =
+    `The way of x<sub>t</sub> in two principal components, over ${loaded.cloud.points.length.toLocaleString("en")} ${loaded.cloud.source}.`;
   $("facts").textContent =
     `${(description.parameters / 1e6).toFixed(1)} million weights turn noise of ${description.latent_shape.join(" × ")} numbers into latents; a decoder turns those into ${shape[2]} × ${shape[1]} pixels.`;
   for (const id of ["another", "save-png", "save-gif", "link", "time", "play", "share"]) $<HTMLButtonElement>(id).disabled = false;
