@@ -329,6 +329,48 @@ def digest(o: Any) -> None:
     click.echo(json.dumps({key: value}) if o.as_json else f"{key}: {value}")
 
 
+@command(commands, "model", "force", "json", "quiet")
+@click.argument("kind", type=click.Choice(["onnx"]))
+@click.option("-o", "--out", default="onnx", show_default=True, metavar="DIR", help="Folder to write.")
+def export(o: Any) -> None:
+    """A model for runtimes without torch. KIND is onnx: velocity, encoder, decoder and model.json.
+
+    \b
+      lfm export onnx -o digits
+    """
+    folder = Path(o.out)
+    if folder.exists() and not o.force and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadParameter(f"{o.out!r} is there and not empty; name another folder, or add --force", param_hint="-o")
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "the export needs onnx and onnxscript; install them with `pip install lfm[export]`"
+        ) from error
+    flow = load(o.model, "cpu")
+    from lfm.export import export_onnx
+
+    export_onnx(flow, folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    report(
+        f"{o.out}: {', '.join(f'{n} {b / 1e6:.1f} MB' for n, b in sizes.items())}", {"folder": o.out, "bytes": sizes}, o
+    )
+
+
+@command(commands, "quiet")
+@click.argument("folder", default="web/dist")
+@click.option("--port", type=Number(int, 0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+def page(o: Any) -> None:
+    """Serve a built page on this machine. FOLDER is what `make page` builds in a clone.  [default: web/dist]
+
+    \b
+      lfm page --port 8080
+    """
+    from lfm.page import serve
+
+    serve(o.folder, o.port, lambda url: note(f"{url} (Ctrl-C ends it)", o.quiet))
+
+
 def _steps(o: Any) -> dict[str, Any]:
     """The flag --steps, where it is given: the library's methods have defaults of their own."""
     return {} if o.steps is None else {"steps": o.steps}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -52,7 +53,5 @@ def serve(folder: str | os.PathLike[str], port: int = 8000, ready: Callable[[str
     """
     with server(folder, port) as running:
         ready(f"http://{HOST}:{running.server_port}/")
-        try:
+        with suppress(KeyboardInterrupt):
             running.serve_forever()
-        except KeyboardInterrupt:
-            pass
