@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.ablations import AUTOENCODER, FLOW, FLOW_OF_4000, IMAGES, LATENTS, Reference, header, train
-from lfm.evaluation.psnr import psnr
 from lfm.model import LatentFlow
+from lfm.psnr import psnr
 from pipeline.artifacts import hdf5, latents
 
 VARIANTS = {

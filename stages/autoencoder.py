@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lfm import random
-from lfm.evaluation.psnr import psnr
 from lfm.flow.schedule import warmup_cosine
 from lfm.nets import autoencoder
 from lfm.nets.augment import shifted
 from lfm.nets.autoencoder import FILES, ImageAutoencoder
 from lfm.nets.weights import digest
 from lfm.precision import precision
+from lfm.psnr import psnr
 from pipeline import hub
 from pipeline.artifacts import bundled, hdf5, images
 from pipeline.artifacts.files import write_csv, write_json

@@ -10,10 +10,10 @@ from sklearn.decomposition import PCA
 
 from lfm.evaluation.neighbours import memorised, nearest
 from lfm.evaluation.protocol import PARTS, Findings, Settings, View, check_sizes, flat, judge, view
-from lfm.evaluation.psnr import psnr
 from lfm.evaluation.verdict import verdict
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
+from lfm.psnr import psnr
 from pipeline.artifacts import hdf5, images, samples
 from pipeline.artifacts.files import read_json, write_csv, write_json
 from pipeline.artifacts.hdf5 import ArrayFile

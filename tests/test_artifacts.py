@@ -10,7 +10,6 @@ import torch
 from lfm import random
 from lfm.errors import ConfigError
 from lfm.evaluation.metrics import frechet_distance
-from lfm.evaluation.psnr import psnr
 from lfm.flow.loss import cfm_loss
 from lfm.flow.path import make_path
 from lfm.flow.times import stratified
@@ -20,6 +19,7 @@ from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.weights import load_model
+from lfm.psnr import psnr
 from pipeline.artifacts import hdf5, images, latents, samples
 from pipeline.artifacts.hdf5 import SPLITS
 from stages.autoencoder import reconstruct

@@ -17,8 +17,8 @@ from lfm.evaluation.metrics import (
     two_sample_accuracy,
 )  # fmt: skip
 from lfm.evaluation.neighbours import manifolds, memorised, nearest
-from lfm.evaluation.psnr import psnr
 from lfm.evaluation.verdict import Condition, verdict
+from lfm.psnr import psnr
 
 
 def whitened(n: int, d: int) -> torch.Tensor:

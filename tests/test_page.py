@@ -3,6 +3,7 @@
 Skipped where node, npm or Chromium are missing; the reason names which.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -237,7 +238,7 @@ def test_solvers_guidance_and_path_are_those_of_python(computed: dict[str, Any])
 
 def test_a_drawing_becomes_an_image_as_mnist_has_it(computed: dict[str, Any]) -> None:
     image = np.array(computed["ink"]).reshape(28, 28)
-    rows, columns = np.nonzero(image > 127)
+    rows, _columns = np.nonzero(image > 127)
     assert image.max() == 255 and 19 <= np.ptp(rows) + 1 <= 21  # a box of 20
     mass = image / image.sum()
     centre = [(mass.sum(1) * np.arange(28)).sum(), (mass.sum(0) * np.arange(28)).sum()]
@@ -398,7 +399,7 @@ def test_touch_on_a_phone(browser: Any, address: str) -> None:
     phone.open()
     box, session = phone.page.locator("#pad").bounding_box(), phone.context.new_cdp_session(phone.page)
     for stroke in SEVEN:
-        points = np.concatenate([np.linspace(a, b, 8) for a, b in zip(stroke[:-1], stroke[1:], strict=True)])
+        points = np.concatenate([np.linspace(a, b, 8) for a, b in itertools.pairwise(stroke)])
         for i, (x, y) in enumerate(points):
             place = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
             kind = "touchMove" if i else "touchStart"
