@@ -207,7 +207,7 @@ console.log(JSON.stringify(out));
 def computed(packages: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the page's modules compute, in node."""
     bundle = tmp_path_factory.mktemp("node") / "script.mjs"
-    command = [WEB / "node_modules/.bin/esbuild", "--bundle", "--format=esm", "--loader=ts", f"--outfile={bundle}"]
+    command = [str(WEB / "node_modules/.bin/esbuild"), "--bundle", "--format=esm", "--loader=ts", f"--outfile={bundle}"]
     subprocess.run([*command, "--log-level=error"], cwd=WEB / "src", input=SCRIPT, text=True, check=True)
     return json.loads(subprocess.run(["node", bundle], capture_output=True, text=True, check=True).stdout)
 
