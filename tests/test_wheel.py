@@ -90,6 +90,13 @@ def test_the_readme_runs_in_an_empty_folder_without_a_network(python: Path, tmp_
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
+def test_the_wheel_brings_the_command(python: Path, tmp_path: Path) -> None:
+    words = [str(python.parent / "lfm"), "sample", "3", "--seed", "0", "-o", "three.png"]
+    result = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=540)
+    assert result.returncode == 0 and "seed 0" in result.stdout + result.stderr, result.stderr
+    assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_mypy_reads_the_types_of_an_installed_lfm(python: Path, tmp_path: Path) -> None:
     """By `py.typed`; without it everything imported would be `Any`."""
     (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*,diffusers.*,numpy.*,PIL.*]\nfollow_imports = skip\n")
