@@ -53,7 +53,8 @@ def latents(n: int, seed: int) -> Latents:
 
 
 def tiny_params(steps: int) -> Params:
-    return parameters("tiny", train__steps=steps, train__validate_every=3, runtime__checkpoint_every=4)
+    return parameters("tiny", train__steps=steps, train__validate_every=3, runtime__checkpoint_every=4,
+                      runtime__progress=False)  # fmt: skip
 
 
 def trained(p: Params, folder: Path) -> train.Result:
