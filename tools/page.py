@@ -3,12 +3,13 @@
 The last run's model where there is one (models/latent_flow and data/latents.h5), otherwise the bundled one.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import click
 
 from lfm.page import serve
 from pipeline.errors import UserError
@@ -56,16 +57,15 @@ def _run(command: list[str], folder: Path = Path(), **environment: str) -> None:
         raise UserError(f"`{' '.join(command[:4])} …` failed; the lines above say why")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="make page", description=__doc__)
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--build", action="store_true", help="build alone, serve nothing")
-    options = parser.parse_args()
-    folder = build()
-    if not options.build:
-        serve(folder, options.port, lambda url: say(f"page: {url} (Ctrl-C ends it)"))
+@click.command(help=__doc__)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--build", "alone", is_flag=True, help="Build alone, serve nothing.")
+def main(port: int, alone: bool) -> None:
+    with ending_in_one_line():
+        folder = build()
+        if not alone:
+            serve(folder, port, lambda url: say(f"page: {url} (Ctrl-C ends it)"))
 
 
 if __name__ == "__main__":
-    with ending_in_one_line():
-        main()
+    main()
