@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def difference(a: Any, b: Any) -> float:
 
 def torch_pictures(model: LatentFlow, seed: int, row: int, **values: Any) -> np.ndarray:
     """The ten digits of one hand."""
-    images = model.sample(range(10), seed=seed, rows=[row] * 10, output_type="np", **values).images
+    images = model.sample(range(10), seed=seed, rows=[row] * 10, output_type="np", batch_size=10, **values).images
     return np.asarray(images).reshape(10, -1)
 
 

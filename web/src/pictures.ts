@@ -17,7 +17,7 @@ export function toImage(pixels: Uint8Array, [channels, height, width]: Shape): I
 
 export function show(canvas: HTMLCanvasElement, pixels: Uint8Array, shape: Shape): void {
   [canvas.height, canvas.width] = [shape[1], shape[2]];
-  canvas.getContext("2d")!.putImageData(toImage(pixels, shape), 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true })!.putImageData(toImage(pixels, shape), 0, 0);
 }
 
 /** Pictures side by side in rows of `columns`, enlarged, on black. */
