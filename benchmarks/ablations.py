@@ -63,7 +63,7 @@ class Reference:
         labels = self.labels["test"]
         drawn = model.sample(
             labels, seed=0, guidance_scale=scale, guidance_interval=interval, output_type="np", batch_size=500,
-            precision="bf16",
+            precision="auto",
         )  # fmt: skip
         return self.cell(np.asarray(drawn.images), labels, "validation")
 

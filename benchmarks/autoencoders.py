@@ -33,7 +33,7 @@ def main() -> None:
         model = LatentFlow.from_pretrained(workspace / FLOW, autoencoder=workspace / AUTOENCODER)
         with hdf5.reading(workspace / LATENTS, latents.FORMAT) as file:
             mean = model.scale.normalise(torch.from_numpy(file.read("validation/mean")))
-        decoded = np.asarray(model.decode(mean, "np", batch_size=500, precision="bf16"))
+        decoded = np.asarray(model.decode(mean, "np", batch_size=500, precision="auto"))
         closeness = psnr(torch.from_numpy(images), torch.from_numpy(decoded))
         cells = [reference.cell(decoded, labels, "test"), *(reference.of_generated(model, *g) for g in GUIDANCE)]
         print(f"| {name} | {closeness:.2f} | {' | '.join(cells)} |", flush=True)

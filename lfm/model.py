@@ -32,6 +32,7 @@ from lfm.flow.path import PATHS, as_velocity, last_time, make_path
 from lfm.nets.latents import LatentScale
 from lfm.nets.transformer import Transformer
 from lfm.nets.weights import digest, load_model, read_config, save_model
+from lfm.precision import PRECISIONS
 from lfm.precision import precision as precision_context
 from lfm.sampling.guidance import guided
 from lfm.sampling.inversion import generate, invert, slerp
@@ -275,7 +276,7 @@ class LatentFlow:
                 are taken.
             output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
             batch_size: rows that are integrated together; a lower one is faster for a few images.
-            precision: `float32` or `bf16`.
+            precision: `float32`, `bf16`, or `auto`, the faster one here.
             progress: called with (images drawn, images in all) after each batch.
 
         Returns:
@@ -682,7 +683,7 @@ def _one_of(name: str, value: object, names: Sequence[str]) -> None:
 
 def _check_output(output_type: object, precision: object = "float32") -> None:
     _one_of("output_type", output_type, ("pil", "np", "pt", "latent"))
-    _one_of("precision", precision, ("float32", "bf16"))
+    _one_of("precision", precision, PRECISIONS)
 
 
 def _rows(rows: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:

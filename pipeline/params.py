@@ -22,7 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Precision = Literal["bf16", "float32"]
+Precision = Literal["auto", "bf16", "float32"]
 
 
 def _a_fold(value: int) -> int:

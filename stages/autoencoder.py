@@ -13,7 +13,7 @@ from lfm.nets import autoencoder
 from lfm.nets.augment import shifted
 from lfm.nets.autoencoder import FILES, ImageAutoencoder
 from lfm.nets.weights import digest
-from lfm.precision import precision
+from lfm.precision import precision, resolve
 from lfm.psnr import psnr
 from pipeline import hub
 from pipeline.artifacts import bundled, hdf5, images
@@ -130,7 +130,11 @@ def main(context: Context) -> None:
         pictures, held_out = (
             torch.from_numpy(file.read(f"{s}/images")).to(context.device) for s in ("train", "validation")
         )
-        record = {"params": p.model_dump(), "train_sha256": file.attribute("train_sha256")}
+        record = {
+            "params": p.model_dump(),
+            "precision": resolve(p.precision, context.device),
+            "train_sha256": file.attribute("train_sha256"),
+        }
     coder, curves = train(context, pictures)
     score = psnr(held_out, reconstruct(coder, held_out, p.precision))
     with context.publish("autoencoder") as part:

@@ -9,7 +9,7 @@ from lfm.flow.schedule import warmup_cosine
 from lfm.nets.augment import distorted
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import save_model
-from lfm.precision import precision
+from lfm.precision import precision, resolve
 from pipeline.artifacts import bundled, hdf5, images
 from pipeline.artifacts.files import write_csv, write_json
 from pipeline.progress import say
@@ -67,7 +67,11 @@ def main(context: Context) -> None:
         )
         model, curve = train(context, pictures, labels, int(file.attribute("classes")))
         score = accuracy(model, held_out, truth)
-        record = {"params": p.model_dump(), "train_sha256": file.attribute("train_sha256")}
+        record = {
+            "params": p.model_dump(),
+            "precision": resolve(p.precision, context.device),
+            "train_sha256": file.attribute("train_sha256"),
+        }
     with context.publish("classifier") as folder:
         save_model(folder, model, model.config)
         write_csv(folder / "curves.csv", ("step", "loss"), curve)

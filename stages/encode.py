@@ -11,7 +11,7 @@ from lfm.nets import autoencoder
 from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.latents import LatentScale
 from lfm.nets.weights import digest
-from lfm.precision import precision
+from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, images, latents
 from pipeline.artifacts.hdf5 import SPLITS, ArrayFile, ArrayWriter
 from pipeline.errors import UserError
@@ -161,6 +161,7 @@ def main(context: Context) -> None:
                 image_width=encoder.coder.size[1],
                 autoencoder_sha256=digest(folder, autoencoder.FILES),
                 train_sha256=pictures.attribute("train_sha256"),
+                precision=resolve(p.precision, encoder.device),
             )
 
 

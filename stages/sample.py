@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lfm.model import LatentFlow
+from lfm.precision import resolve
 from lfm.sampling.sampler import Sampler
 from pipeline.artifacts import hdf5, latents, samples, snapshots
 from pipeline.errors import UserError
@@ -150,6 +151,7 @@ def main(context: Context) -> None:
                 labelled=int(bool(model.classes)),
                 seed=p.seed,
                 dataset=file.attribute("dataset"),
+                precision=resolve(p.precision, model.device),
             )
         model.save_pretrained(folder)
 

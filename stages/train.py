@@ -17,7 +17,7 @@ from lfm.flow.times import sample_times, stratified
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.transformer import Transformer
 from lfm.nets.weights import save_model
-from lfm.precision import precision
+from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, latents, snapshots
 from pipeline.artifacts.files import write_csv, write_json
 from pipeline.artifacts.latents import Latents, Store
@@ -156,7 +156,12 @@ def write(context: Context, result: Result, scale: LatentScale, about: dict[str,
         flow = {**p.flow.model_dump(), "scale_mean": scale.mean.tolist(), "scale_std": scale.std.tolist()}
         write_json(folder / "flow.json", {**flow, **{name: about[name] for name in ABOUT}})
         sections = {section: getattr(p, section).model_dump() for section in context.entry.sections}
-        record = {"params": sections, "train_sha256": about["train_sha256"], "validation_loss": validation_loss}
+        record = {
+            "params": sections,
+            "precision": resolve(p.train.precision, context.device),
+            "train_sha256": about["train_sha256"],
+            "validation_loss": validation_loss,
+        }
         write_json(folder / "record.json", record)
         write_csv(folder / "curves.csv", ("step", "train_loss"), result.losses)
         write_csv(folder / "validation.csv", ("step", "validation_loss"), result.validation)

@@ -19,6 +19,7 @@ from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.weights import load_model
+from lfm.precision import resolve
 from lfm.psnr import psnr
 from pipeline.artifacts import hdf5, images, latents, samples
 from pipeline.artifacts.hdf5 import SPLITS
@@ -76,6 +77,15 @@ def test_the_loss_of_a_zero_model_on_stored_latents(tiny: Path) -> None:
     assert loss == pytest.approx(1 + 0.999**2, abs=4 * u.std().item() / len(u) ** 0.5)
 
 
+def test_every_artifact_of_a_model_records_its_precision(tiny: Path) -> None:
+    here = resolve("auto", torch.device("cpu"))
+    for name in ("autoencoder", "classifier", "flow"):
+        assert json.loads((tiny / f"models/{name}/record.json").read_text())["precision"] == here
+    for path, kind in (("data/latents.h5", latents.FORMAT), ("data/samples.h5", samples.FORMAT)):
+        with hdf5.reading(tiny / path, kind) as file:
+            assert file.attribute("precision") == here
+
+
 def test_samples_have_the_test_labels_and_are_what_the_published_model_draws(tiny: Path) -> None:
     """models/latent_flow, opened as anyone would, with the stage's precision, seed and batches: the same bytes."""
     with (
@@ -87,7 +97,7 @@ def test_samples_have_the_test_labels_and_are_what_the_published_model_draws(tin
         assert generated.shape == x.shape("test/images")
         assert file.shape("reconstructed/validation") == x.shape("validation/images")
     model = LatentFlow.from_pretrained(tiny / "models/latent_flow")
-    drawn = model.sample(labels[:100], seed=0, output_type="np", batch_size=100, precision="bf16")
+    drawn = model.sample(labels[:100], seed=0, output_type="np", batch_size=100, precision="auto")
     assert isinstance(drawn.images, np.ndarray) and np.array_equal(drawn.images, generated[:100])
 
 

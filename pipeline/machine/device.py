@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from lfm.precision import make_deterministic
+from lfm.precision import make_deterministic, resolve
 from pipeline.errors import UserError
 
 
@@ -31,11 +31,14 @@ def device(rank: int = 0) -> torch.device:
 
 
 def machine() -> dict[str, str | int]:
-    """What the bits of a result follow from besides its inputs: kind of device, its instructions, number of threads."""
+    """What the bits of a result follow from besides its inputs: kind of device, its instructions, what
+    `precision: auto` means there, number of threads."""
     wanted = _wanted()
+    gpu = wanted.startswith("cuda") and torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if wanted.startswith("cuda") and torch.cuda.is_available() else wanted,
+        "device": torch.cuda.get_device_name() if gpu else wanted,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "auto precision": resolve("auto", torch.device("cuda" if gpu else "cpu")),
         "threads": torch.get_num_threads(),
     }
 
