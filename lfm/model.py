@@ -5,6 +5,7 @@ A model is one folder:
     config.json, model.safetensors   the transformer
     flow.json                        path, prediction, scale of the latents, what images it was trained on
     sampling.json                    the values of `Sampler` that its samples are drawn with
+    flow_map/                        optional: what samples in few evaluations, config.json and model.safetensors
     autoencoder/                     what diffusers' `AutoencoderKL.from_pretrained` opens
 """
 
@@ -29,6 +30,7 @@ from torch import Tensor
 from lfm import random
 from lfm.errors import ConfigError
 from lfm.flow.path import PATHS, as_velocity, last_time, make_path
+from lfm.nets.flow_map import FlowMap
 from lfm.nets.latents import LatentScale
 from lfm.nets.transformer import Transformer
 from lfm.nets.weights import digest, load_model, read_config, save_model
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from lfm.nets.autoencoder import ImageAutoencoder
 
 BUNDLED = Path(__file__).parent / "pretrained/mnist"
-FLOW, SAMPLING, AUTOENCODER = "flow.json", "sampling.json", "autoencoder"
+FLOW, SAMPLING, AUTOENCODER, FLOW_MAP = "flow.json", "sampling.json", "autoencoder", "flow_map"
 AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors")
 INVERSION_STEPS = 50  # of rk4: to the noise and back within 1e-4 of a normalised latent, on MNIST
@@ -104,6 +106,7 @@ class LatentFlow:
         flow: the content of flow.json.
         sampler: what `sample` uses where it is told nothing else.
         autoencoder: None for a flow whose latents are all that is wanted.
+        flow_map: what samples in few evaluations, fitted to this flow; None where there is none.
 
     Raises `ConfigError` where these do not belong together.
 
@@ -120,13 +123,21 @@ class LatentFlow:
         flow: dict[str, Any],
         sampler: Sampler | None = None,
         autoencoder: "ImageAutoencoder | None" = None,
+        flow_map: FlowMap | None = None,
     ) -> None:
         if len(flow["scale_mean"]) != transformer.channels:
             raise ConfigError(
                 f"{FLOW}: a scale of {len(flow['scale_mean'])} channels, and config.json has {transformer.channels}; "
                 "they are not of one model, fetch or make it again"
             )
+        if flow_map is not None:
+            of_map, of_flow = (
+                (net.channels, net.size, net.null_label, net.label is None) for net in (flow_map, transformer)
+            )
+            if of_map != of_flow:
+                raise ConfigError(f"{FLOW_MAP}: for other latents or classes than config.json; fetch or make it again")
         self.transformer = transformer.eval().requires_grad_(False)
+        self.flow_map = flow_map.eval().requires_grad_(False) if flow_map else None
         self.config = flow
         self.sampler = sampler or Sampler()
         self.path = make_path(flow["path"], flow["sigma_min"])
@@ -138,7 +149,9 @@ class LatentFlow:
         self._velocity = as_velocity(transformer, self.path, flow["prediction"])
         self._autoencoder = autoencoder
         self._passes = 0  # rows that went through the transformer
-        transformer.register_forward_hook(self._count)
+        for net in (transformer, flow_map):
+            if net is not None:
+                net.register_forward_hook(self._count)
 
     def _count(self, module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._passes += len(output)
@@ -152,6 +165,7 @@ class LatentFlow:
         *,
         revision: str | None = None,
         autoencoder: str | os.PathLike[str] | None = None,
+        flow_map: str | os.PathLike[str] | None = None,
     ) -> "LatentFlow":
         """Load a model, as float32 on the CPU.
 
@@ -161,6 +175,7 @@ class LatentFlow:
             revision: branch, tag or commit of a hub id.
             autoencoder: another folder for it. By default `autoencoder/` within the model's; without one, all that
                 needs images raises.
+            flow_map: another folder for it. By default `flow_map/` within the model's, if there is one.
 
         Raises `ConfigError` where a file is missing, damaged or of another model, or where the hub can't be reached.
 
@@ -192,7 +207,9 @@ class LatentFlow:
                 )
             channels, height, width = flow["image_channels"], flow["image_height"], flow["image_width"]
             coder = ImageAutoencoder(load(place), channels, (height, width)).to(torch.device("cpu"))
-        return cls(transformer, flow, sampler, coder)
+        jumps = Path(flow_map) if flow_map is not None else folder / FLOW_MAP
+        few = load_model(jumps, FlowMap) if flow_map is not None or jumps.is_dir() else None
+        return cls(transformer, flow, sampler, coder, few)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the model as one folder; `dtype` is what weights are stored as. Existing files of it are replaced."""
@@ -208,6 +225,9 @@ class LatentFlow:
                 config["autoencoder_sha256"] = digest(part / AUTOENCODER, AUTOENCODER_FILES)
                 (folder / AUTOENCODER).mkdir(exist_ok=True)
             sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
+            if self.flow_map is not None:
+                (folder / FLOW_MAP).mkdir(exist_ok=True)
+                save_model(part / FLOW_MAP, self.flow_map, self.flow_map.config, dtype)
             for name, content in ((FLOW, config), (SAMPLING, sampling)):
                 (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             for file in [path for path in part.rglob("*") if path.is_file()]:
@@ -216,6 +236,8 @@ class LatentFlow:
     def to(self, device: str | torch.device) -> "LatentFlow":
         """Move the model; returns itself."""
         self.transformer.to(device)
+        if self.flow_map is not None:
+            self.flow_map.to(device)
         if self._autoencoder is not None:
             self._autoencoder.to(torch.device(device))
         return self
@@ -271,7 +293,9 @@ class LatentFlow:
             seed: None draws one; the result names it.
             rows: which images of the seed, one number an image; by default 0, 1, 2 …
             sampler: all values at once; by default `self.sampler`, the model's own.
-            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's.
+            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's. The solver `flow_map`
+                jumps with the flow map in 1, 2 or 4 steps, and takes no guidance, which it has learnt. It is also what
+                `steps=1`, 2 or 4 alone means where the model has one; name a solver, or guidance, to integrate the flow.
             return_path: True for the images at every time of the grid, or times in [0, 1], of which the nearest in the grid
                 are taken.
             output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
@@ -290,14 +314,20 @@ class LatentFlow:
             (6, (28, 28), [3, 3, 1, 1, 4, 4])
         """
         changes: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
-        s = (sampler or self.sampler)._replace(**{k: v for k, v in changes.items() if v is not None})
-        s = s if guidance_interval is None else s._replace(guidance_interval=guidance_interval)
-        s = s.check()
+        changes["guidance_interval"] = guidance_interval
+        changes = {k: v for k, v in changes.items() if v is not None}
+        if solver == "flow_map" and steps is None and self.flow_map and (sampler or self.sampler).solver != solver:
+            changes["steps"] = self.flow_map.evaluations
+        if [*changes] == ["steps"] and sampler is None and self.flow_map and steps in self.flow_map.steps:
+            changes["solver"] = "flow_map"
+        s = (sampler or self.sampler)._replace(**changes).check()
         seed = secrets.randbits(32) if seed is None else _integer("seed", seed, 0, 2**63 - 1)
         _integer("batch_size", batch_size, 1, 10**6)
         _check_output(output_type, precision)
         if output_type != "latent":
             _ = self.autoencoder
+        if s.solver == "flow_map":
+            self._check_jumps(s, changes)
         self._check_guidance(s.guidance_scale)
         y, numbers = self._asked_for(labels, n, seed, rows)
         grid = time_grid(s.steps, s.time_shift, self.end)
@@ -305,6 +335,20 @@ class LatentFlow:
         return self._stream(s, y, numbers, seed, grid, path_at, output_type, batch_size, precision, progress)
 
     sample = _joining(stream)
+
+    def _check_jumps(self, s: Sampler, changes: dict[str, Any]) -> None:
+        """Raises `ConfigError` where the flow map can't do what is asked for."""
+        if self.flow_map is None:
+            raise ConfigError("solver is 'flow_map', and this model has none; choose another, such as midpoint")
+        if s.steps not in self.flow_map.steps:
+            accepted = ", ".join(map(str, self.flow_map.steps))
+            raise ConfigError(f"steps is {s.steps}; with solver flow_map accepted: {accepted}")
+        if s.time_shift != 1 or {"guidance_scale", "guidance_interval"} & {*changes}:
+            name = "time_shift" if s.time_shift != 1 else "guidance_scale"
+            value = s.time_shift if s.time_shift != 1 else s.guidance_scale
+            raise ConfigError(
+                f"{name} is {value:g}; the solver flow_map takes none: leave it out, or name another solver"
+            )
 
     def _asked_for(
         self, labels: Labels, n: int, seed: int, rows: Sequence[int] | np.ndarray | None
@@ -347,6 +391,10 @@ class LatentFlow:
         def noise(stream: str) -> Tensor:
             return random.normal_rows(seed, stream, rows.tolist(), self.latent_shape).to(self.device)
 
+        if s.solver == "flow_map" and self.flow_map is not None:
+            y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+            with precision_context(precision, self.device):
+                return _finite(self.flow_map.follow(noise("sample"), y, grid)[at], "samples")
         velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
         with precision_context(precision, self.device):
             states = s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x

@@ -68,7 +68,9 @@ FLAGS = {
     "out": click.option("-o", "--out", metavar="FILE", help="Where to write; - is standard output."),
     "seed": click.option("-s", "--seed", type=Number(int, 0, 2**63 - 1), help="Default: drawn, and printed."),
     "steps": click.option("--steps", type=Number(int, 1, 10_000), help="Steps of the solver."),
-    "solver": click.option("--solver", help="euler, midpoint, heun, rk4, dopri5, euler_maruyama."),
+    "solver": click.option(
+        "--solver", help="euler, midpoint, heun, rk4, dopri5, euler_maruyama; flow_map: 1, 2 or 4 steps."
+    ),
     "guidance": click.option("--guidance", type=Number(float, 0, 100), help="Guidance scale; 1 is none."),
     "label": click.option("--label", type=Number(int, 0, 9999), help="The digit on the scan."),
     "columns": click.option("--grid", "columns", type=Number(int, 1, 1000), help="Pictures in a row."),

@@ -85,6 +85,7 @@ class AutoencoderParams(_Section):
 class ClassifierParams(_Section):
     source: Literal["bundled", "train"]
     seed: Seed
+    body: one_of("lfm.nets.classifier:BODIES")  # type: ignore[valid-type]
     steps: Count
     batch_size: Annotated[int, Field(ge=2, le=10**6)]
     learning_rate: Rate
@@ -157,6 +158,33 @@ class TrainParams(_Section):
         return self
 
 
+class DistillParams(_Section):
+    seed: Seed
+    evaluations: Annotated[int, Field(ge=1, le=16)]
+    pairs: Count
+    teacher_steps: Steps
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    steps: Count
+    batch_size: Count
+    learning_rate: Rate
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    precision: Precision
+    compile: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.evaluations & (self.evaluations - 1):
+            raise ValueError(f"evaluations {self.evaluations} must be a power of two; choose 1, 2, 4, 8 or 16")
+        if self.teacher_steps % self.evaluations:
+            raise ValueError(
+                f"teacher_steps {self.teacher_steps} must be a multiple of evaluations ({self.evaluations}); raise it"
+            )
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval} must rise; swap its ends")
+        return self
+
+
 class SampleParams(_Section):
     seed: Seed
     solver: one_of("lfm.sampling.sampler:SOLVERS")  # type: ignore[valid-type]
@@ -216,10 +244,12 @@ class Params(_Section):
     data: DataParams
     autoencoder: AutoencoderParams
     classifier: ClassifierParams
+    second_classifier: ClassifierParams
     encode: EncodeParams
     model: ModelParams
     flow: FlowParams
     train: TrainParams
+    distill: DistillParams
     sample: SampleParams
     likelihood: LikelihoodParams
     evaluate: EvaluateParams
@@ -228,10 +258,12 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _guidance_needs_labels(self) -> Self:
-        if not self.model.labels and self.sample.guidance_scale != 1:
-            raise ValueError(
-                f"sample.guidance_scale {self.sample.guidance_scale:g} needs labels, and model.labels is false; set it to 1"
-            )
+        for section in ("sample", "distill"):
+            scale = getattr(self, section).guidance_scale
+            if not self.model.labels and scale != 1:
+                raise ValueError(
+                    f"{section}.guidance_scale {scale:g} needs labels, and model.labels is false; set it to 1"
+                )
         return self
 
 

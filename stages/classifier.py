@@ -12,6 +12,7 @@ from lfm.nets.weights import save_model
 from lfm.precision import precision, resolve
 from pipeline.artifacts import bundled, hdf5, images
 from pipeline.artifacts.files import write_csv, write_json
+from pipeline.params import ClassifierParams
 from pipeline.progress import say
 from pipeline.run import Context, run
 from pipeline.training.checkpoint import State
@@ -28,15 +29,21 @@ def accuracy(model: Classifier, pictures: Tensor, labels: Tensor) -> float:
     return float((torch.cat(guesses) == labels).float().mean())
 
 
+def section(context: Context) -> ClassifierParams:
+    """The parameters of the stage, whose section has its name: classifier, or second_classifier."""
+    values: ClassifierParams = getattr(context.params, context.entry.name)
+    return values
+
+
 def train(context: Context, pictures: Tensor, labels: Tensor, classes: int) -> tuple[Classifier, Curve]:
     """Fit the classifier on augmented images with smoothed labels. Returns it and its loss curve."""
-    p, device = context.params.classifier, pictures.device
+    p, device = section(context), pictures.device
     torch.manual_seed(random.torch_seed(p.seed, "classifier"))
-    model = Classifier(pictures.shape[1], classes).to(device)
+    model = Classifier(pictures.shape[1], classes, p.body, pictures.shape[2:]).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, weight_decay=0.02)
     curve: Curve = []
     loop = Loop(
-        context, "classifier", State({"model": model}, optimizer, {"curve": curve}), p.steps,
+        context, context.entry.name, State({"model": model}, optimizer, {"curve": curve}), p.steps,
         lambda step: p.learning_rate * warmup_cosine(step, p.steps, p.steps // 10),
     )  # fmt: skip
     for step in loop:
@@ -54,10 +61,10 @@ def train(context: Context, pictures: Tensor, labels: Tensor, classes: int) -> t
 
 
 def main(context: Context) -> None:
-    p = context.params.classifier
+    p, name = section(context), context.entry.name
     with hdf5.reading(context.input("images"), images.FORMAT) as file:
         if p.source == "bundled":
-            bundled.copy(context, "classifier", file)
+            bundled.copy(context, name, file)
             return
         pictures, held_out = (
             torch.from_numpy(file.read(f"{s}/images")).to(context.device) for s in ("train", "validation")
@@ -72,11 +79,11 @@ def main(context: Context) -> None:
             "precision": resolve(p.precision, context.device),
             "train_sha256": file.attribute("train_sha256"),
         }
-    with context.publish("classifier") as folder:
+    with context.publish(name) as folder:
         save_model(folder, model, model.config)
         write_csv(folder / "curves.csv", ("step", "loss"), curve)
         write_json(folder / "record.json", {**record, "accuracy_validation": round(score, 5)})
-    say(f"{context.output('classifier')}: {score:.2%} of the validation images are classified correctly")
+    say(f"{context.output(name)}: {score:.2%} of the validation images are classified correctly")
 
 
 if __name__ == "__main__":

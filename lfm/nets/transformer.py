@@ -169,9 +169,16 @@ class Transformer(nn.Module):
     def forward(self, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Velocity (B, C, H, W) at times t ((B,) or a scalar), latents x (B, C, H, W) and labels y (B,) int64 (of which a
         model without labels takes no notice)."""
-        p = self.patch_size
-        condition = self.time(time_features(t.to(x.dtype).expand(len(x))))  # (B, D)
-        condition = F.silu(condition if self.label is None else condition + self.label(y))
+        return self.conditioned(x, self.condition(t.to(x.dtype).expand(len(x)), y))
+
+    def condition(self, t: Tensor, y: Tensor) -> Tensor:
+        """What times (B,) and labels (B,) say to the blocks: (B, D)."""
+        condition = self.time(time_features(t))
+        return condition if self.label is None else condition + self.label(y)
+
+    def conditioned(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Latents (B, C, H, W) through the blocks: (B, C, H, W)."""
+        p, condition = self.patch_size, F.silu(condition)
         tokens = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (B, N, C·p²)
         tokens = self.embed(tokens) + self.positions  # (B, N, D)
         for block in self.blocks:

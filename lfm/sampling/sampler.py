@@ -9,7 +9,7 @@ from lfm.errors import ConfigError
 from lfm.flow.path import ProbPath
 from lfm.sampling.solver import ADAPTIVE, FIXED_STEP, Solution, euler_maruyama, integrate
 
-SOLVERS = (*FIXED_STEP, *ADAPTIVE, "euler_maruyama")
+SOLVERS = (*FIXED_STEP, *ADAPTIVE, "euler_maruyama")  # of the flow; a model with a flow map has "flow_map" besides
 MOST_STEPS = 10_000
 
 
@@ -34,7 +34,7 @@ class Sampler(NamedTuple):
     def check(self) -> "Sampler":
         """These values; raises `ConfigError` that names the one which can't be used."""
         limits: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "solver": (lambda v: v in SOLVERS, f"one of {', '.join(SOLVERS)}"),
+            "solver": (lambda v: v in (*SOLVERS, "flow_map"), f"one of {', '.join(SOLVERS)}, flow_map"),
             "steps": (lambda v: _whole(v) and 1 <= v <= MOST_STEPS, f"a whole number from 1 to {MOST_STEPS:,}"),
             "time_shift": (lambda v: 0.01 <= v <= 100, "0.01 to 100"),
             "rtol": (lambda v: 1e-7 <= v < 1, "from 1e-7 to below 1"),
