@@ -221,7 +221,6 @@ class LikelihoodParams(_Section):
 class EvaluateParams(_Section):
     seed: Seed
     batch_size: Count
-    bootstrap: Annotated[int, Field(ge=2, le=10_000)]
     kid_blocks: Annotated[int, Field(ge=2, le=1000)]
     neighbours: Annotated[int, Field(ge=1, le=100)]
     pixel_components: Annotated[int, Field(ge=1, le=784)]

@@ -30,7 +30,7 @@ def figures(findings: Findings, sets: dict[str, View], copied: dict[str, float])
     rows = findings.table
     generated, floor = rows["generated"], rows["validation"]
     flat_metrics = {f"fd_{name}": round(row.fd, 5) for name, row in rows.items()}
-    flat_metrics["fd_generated_sd"] = round(generated.fd_sd, 5)
+    flat_metrics["fd_generated_error"] = round(generated.fd_error, 5)
     flat_metrics["fd_generated_unbiased"] = round(generated.fd_unbiased, 5)
     flat_metrics |= {f"fd_{n}_vs_floor": round(rows[n].fd / floor.fd, 3) for n in ("reconstructed", "generated")}
     flat_metrics |= {f"fd_pixels_{n}": round(rows[n].fd_pixels, 4) for n in ("validation", "generated")}
@@ -143,7 +143,8 @@ def main(context: Context) -> None:
     with context.progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image") as progress:
         sets = {n: view(classifier, components, *xy, e.batch_size, progress.advance) for n, xy in pictures.items()}
     if not labelled:  # nothing was asked for, so nothing can be missed
-        sets["generated"] = sets["generated"]._replace(labels=sets["generated"].recognised)
+        generated = sets["generated"]
+        sets["generated"] = generated._replace(labels=generated.recognised, matched=False)
     near = near_all(context, sets, training)
     copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
     findings = judge(sets, copied, settings, context)

@@ -5,19 +5,28 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 
 from lfm.evaluation.metrics import (
+    Difference,
+    Moments,
+    excess_of_frechet,
+    frechet,
     frechet_distance,
+    frechet_error,
     frechet_of_parts,
     imbalance,
     kernel_distance,
-    kernel_distance_of_blocks,
+    kernel_distances,
+    mean_of_blocks,
     moments,
+    potential,
+    standard_error,
     two_sample_accuracy,
 )  # fmt: skip
-from lfm.evaluation.neighbours import manifolds, memorised, nearest
-from lfm.evaluation.verdict import Condition, verdict
+from lfm.evaluation.neighbours import manifolds, manifolds_and_scores, memorised, nearest
+from lfm.evaluation.verdict import Condition, check, verdict
 from lfm.psnr import psnr
 
 
@@ -56,10 +65,49 @@ def features(n: int, d: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)) + 0.2 * seed
 
 
-def test_counts_are_repeated_rows() -> None:
-    x, counts = features(50, 4, 0), np.random.default_rng(1).multinomial(50, np.full(50, 1 / 50))
-    for ours, theirs in zip(moments(x, counts.astype(float)), moments(np.repeat(x, counts, 0)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+def test_a_standard_error_is_that_of_the_mean() -> None:
+    x = features(60, 2, 0)
+    np.testing.assert_allclose(standard_error(x, np.zeros(60)), x.std(0, ddof=1) / np.sqrt(60))
+    g, strata = np.random.default_rng(1), np.repeat([0, 1], [30, 90])
+    draws = g.standard_normal((4000, 120)) + 5 * strata  # the strata's sizes stay, so their means add nothing
+    errors = np.array([standard_error(draw, strata)[0] for draw in draws[:100]])
+    assert np.sqrt(np.square(errors).mean()) == pytest.approx(draws.mean(1).std(), rel=4 / np.sqrt(2 * 4000) + 0.02)
+
+
+def test_the_potential_is_the_derivative_of_the_frechet_distance() -> None:
+    """Weight moved from everywhere to one point changes mean and covariance, and through them the distance."""
+    a, b, x, step = moments(features(50, 4, 0)), moments(features(50, 4, 1)), features(6, 4, 2), 1e-6
+    slopes = []
+    for point in x:
+        d = point - a.mean
+        moved = Moments(a.mean + step * d, (1 - step) * a.cov + step * (1 - step) * np.outer(d, d))
+        slopes.append((frechet(moved, b) - frechet(a, b)) / step)
+    expected = potential(a, b, x)
+    np.testing.assert_allclose(np.diff(slopes), np.diff(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 1.0])
+def test_the_error_of_a_frechet_distance_is_right_near_its_floor_and_far_from_it(shift: float) -> None:
+    """Against independent sets; the strata's means differ, and their sizes are the same in each set."""
+    strata, trials = np.repeat([0, 1], 250), 200
+    found = []
+    for i in range(trials):
+        g = np.random.default_rng(i)
+        x, y = (g.standard_normal((500, 12)) + 3 * strata[:, None] for _ in range(2))
+        found.append((frechet(moments(x + shift), moments(y)), frechet_error(x + shift, y, strata, strata)))
+    distances, errors = np.array(found).T
+    assert 0.8 < np.sqrt(np.square(errors).mean()) / distances.std(ddof=1) < 1.25
+
+
+def test_the_error_of_an_excess_is_right_where_there_is_none() -> None:
+    strata, far = np.zeros(400), features(400, 8, 1)
+    found = [excess_of_frechet(features(400, 8, 0), features(400, 8, 0), far, strata, strata)]
+    assert found[0].value == 0
+    for i in range(200):
+        g = np.random.default_rng(i)
+        found.append(excess_of_frechet(*g.standard_normal((2, 400, 8)), far, strata, strata))
+    values, errors = np.array(found[1:]).T
+    assert 0.85 < np.sqrt(np.square(errors).mean()) / values.std(ddof=1) < 1.15
 
 
 def test_kernel_distance_agrees_with_its_definition() -> None:
@@ -74,14 +122,13 @@ def test_kernel_distance_agrees_with_its_definition() -> None:
 
     between = sum(kernel(a, b) for a in x for b in y) / (len(x) * len(y))
     assert kernel_distance(x, y) == pytest.approx(within(x) + within(y) - 2 * between, rel=1e-6)
-    assert kernel_distance_of_blocks(x, y, 1 + 1)[0] == pytest.approx(
-        (kernel_distance(x[::2], y[::2]) + kernel_distance(x[1::2], y[1::2])) / 2
-    )
+    halves = [kernel_distance(x[::2], y[::2]), kernel_distance(x[1::2], y[1::2])]
+    assert kernel_distances(x, y, 2) == pytest.approx(halves)
 
 
 def test_kernel_distance_is_unbiased_and_its_error_is_right() -> None:
     draws = [np.random.default_rng(i).standard_normal((200, 3)) for i in range(400)]
-    found = [kernel_distance_of_blocks(x, y, 4) for x, y in zip(draws[::2], draws[1::2], strict=True)]
+    found = [mean_of_blocks(kernel_distances(x, y, 4)) for x, y in zip(draws[::2], draws[1::2], strict=True)]
     estimates, errors = np.array(found).T
     assert abs(estimates.mean()) < 4 * estimates.std() / np.sqrt(len(found))
     assert np.sqrt(np.square(errors).mean()) == pytest.approx(estimates.std(), rel=0.25)
@@ -107,6 +154,27 @@ def test_manifolds_agree_with_their_definitions() -> None:
     assert manifolds(real, generated, k) == pytest.approx(expected)
 
 
+def test_scores_of_manifolds_are_what_a_point_adds() -> None:
+    """Precision and density are their means; coverage falls by its score where a point that no other's radius needs goes."""
+    real, generated, k = features(60, 3, 0), features(40, 3, 1), 3
+    found, scores = manifolds_and_scores(real, generated, k)
+    assert scores.mean(0)[[0, 2]] == pytest.approx((found.precision, found.density))
+    for i in range(0, 40, 5):
+        rest = manifolds(real, np.delete(generated, i, 0), k)
+        assert found.coverage - rest.coverage == pytest.approx(scores[i, 3] / 40)
+
+
+def test_errors_of_manifolds_are_not_too_small() -> None:
+    real = features(200, 4, 0)
+    found, errors = [], []
+    for i in range(100):
+        values, scores = manifolds_and_scores(real, np.random.default_rng(i).standard_normal((200, 4)), 5)
+        found.append(values)
+        errors.append(standard_error(scores, np.zeros(200)))
+    ratios = np.sqrt(np.square(errors).mean(0)) / np.std(found, axis=0, ddof=1)
+    assert (ratios > 0.8).all() and (ratios < 3).all()
+
+
 def test_nearest_and_memorised() -> None:
     training, unseen = features(100, 4, 0), features(200, 4, 3)
     place, distance = nearest(training[::-1], training)
@@ -125,6 +193,18 @@ def test_a_two_sample_test_tells_what_differs_and_nothing_else() -> None:
 def test_imbalance_is_the_share_that_would_have_to_change() -> None:
     assert imbalance(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])) == pytest.approx(0.25)
     assert imbalance(np.array([0, 1]), np.array([0, 0, 1, 1])) == 0
+
+
+def test_the_limit_of_a_check_shares_the_false_alarms() -> None:
+    """5 % shared among eight checks, and within a check among all that could exceed its limit."""
+    far, near = Difference(-3.0, 1.0), Difference(2.0, 1.0)
+    level = 0.05 / 8
+    assert check("", "", near).limit == pytest.approx(scipy.stats.norm.isf(level))
+    both = check("", "", near, far, both_ways=True)
+    assert both.figure == 3 and both.limit == pytest.approx(scipy.stats.norm.isf(level / 4))
+    assert check("", "", near, degrees=9).limit == pytest.approx(scipy.stats.t.isf(level, 9))
+    assert check("", "", Difference(0, 0)).holds and not check("", "", Difference(1, 0), near).holds
+    assert check("", "", Difference(-1, 0)).holds and not check("", "", Difference(math.nan, 1)).holds
 
 
 def test_the_verdict_names_what_holds() -> None:

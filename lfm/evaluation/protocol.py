@@ -1,8 +1,9 @@
 """The protocol by which sets of images are compared. Views of images in, figures out; all draws are keyed."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,8 +14,8 @@ from sklearn.decomposition import PCA
 from lfm import random
 from lfm.errors import ConfigError
 from lfm.evaluation import metrics
-from lfm.evaluation.metrics import Comparison, Moments, frechet
-from lfm.evaluation.neighbours import Manifolds, manifolds
+from lfm.evaluation.metrics import Comparison, Difference
+from lfm.evaluation.neighbours import Manifolds, manifolds_and_scores
 from lfm.evaluation.verdict import Condition, alarms, indistinguishable
 from lfm.nets.classifier import Classifier, to_pixels
 
@@ -33,8 +34,7 @@ SIDE = 32  # pixels are compared in images of at most this side
 class Settings(NamedTuple):
     """How sets are compared."""
 
-    seed: int = 0  # draws the resamples, and the order in which sets are halved and cut
-    bootstrap: int = 100  # resamples behind the standard deviation of a Fréchet distance
+    seed: int = 0  # draws the order in which sets are halved and cut
     kid_blocks: int = 10  # disjoint blocks behind the kernel distance and its error
     neighbours: int = 5  # the ball of an image reaches to this neighbour
     pixel_components: int = 128  # principal components of the pixels
@@ -70,6 +70,16 @@ class View(NamedTuple):
     features: np.ndarray  # (N, 128) float64
     pixels: np.ndarray  # (N, P) principal components, float64
     logits: np.ndarray  # (N, classes)
+    matched: bool = True  # the labels were asked for, in the same numbers as the other sets'
+
+    def rows(self, rows: np.ndarray) -> "View":
+        """Some of the images."""
+        return View(self.labels[rows], self.features[rows], self.pixels[rows], self.logits[rows], self.matched)
+
+    @property
+    def strata(self) -> np.ndarray:
+        """Groups whose sizes do not vary from draw to draw, (N,)."""
+        return self.labels if self.matched else np.zeros_like(self.labels)
 
     @property
     def recognised(self) -> np.ndarray:
@@ -87,13 +97,6 @@ class View(NamedTuple):
         others = self.logits.copy()
         others[rows, self.labels] = -np.inf
         return self.logits[rows, self.labels] - np.logaddexp.reduce(others, axis=1)
-
-
-class Resampled(NamedTuple):
-    """A set's moments in bootstrap resamples."""
-
-    features: list[Moments]
-    pixels: list[Moments]
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -142,19 +145,6 @@ def view(
     return View(labels.astype(np.int64), features.double().cpu().numpy(), components.transform(flat(images)), logits)
 
 
-def resample(images: View, name: str, s: Settings) -> Resampled:
-    """Bootstrap within each class: class counts are matched between the sets, so they are nothing that varies."""
-    drawn = Resampled([], [])
-    classes = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
-    for i in range(s.bootstrap):
-        g = random.generator(s.seed, f"bootstrap/{name}", i)
-        rows = np.concatenate([members[g.integers(len(members), size=len(members))] for members in classes])
-        counts = np.bincount(rows, minlength=len(images.labels)).astype(np.float64)
-        drawn.features.append(metrics.moments(images.features, counts))
-        drawn.pixels.append(metrics.moments(images.pixels, counts))
-    return drawn
-
-
 class Order(NamedTuple):
     """The rows of a set, drawn."""
 
@@ -177,69 +167,74 @@ class Findings(NamedTuple):
     imbalance: float  # percent of generated images that would have to change class
 
 
-def resampled_distances(a: Resampled, b: Resampled) -> np.ndarray:
-    """Fréchet distances in every resample, (2, resamples): of features, of pixels.
+class Overlap(NamedTuple):
+    """How one set lies in another: what both the table and the verdict need."""
 
-    A resample's distance is biased upward, so their mean means nothing and only their spread is used.
-    """
-    return np.array([[frechet(x, y) for x, y in zip(*pair, strict=True)] for pair in zip(a, b, strict=True)])
+    kids: np.ndarray  # (blocks,) kernel distances
+    manifolds: Manifolds
+    errors: Manifolds  # standard errors over draws of the first set
 
 
-def compare(
-    a: View, b: View, orders: tuple[Order, Order], resampled: np.ndarray, scale: float, s: Settings
-) -> tuple[Comparison, list[float]]:
-    """One row of the table, and its Fréchet distance in smaller and smaller parts of the sets.
+class Row(NamedTuple):
+    """One row of the table."""
 
-    Args:
-        resampled: what `resampled_distances` returns.
-        scale: features are divided by it before the kernel sees them: one for all, since some features are always 0.
-    """
-    rows_a, rows_b = (rows.grouped for rows in orders)
-    x, y = a.features[rows_a], b.features[rows_b]
-    by_parts = [metrics.frechet_of_parts(x, y, parts) for parts in PARTS]
-    kid, kid_error = metrics.kernel_distance_of_blocks(
-        a.features[orders[0].random] / scale, b.features[orders[1].random] / scale, s.kid_blocks
+    comparison: Comparison
+    by_parts: list[float]  # its Fréchet distance in smaller and smaller parts of the sets
+    overlap: Overlap
+
+
+def overlap(sets: dict[str, View], row: str, orders: dict[str, Order], s: Settings) -> Overlap:
+    """For a row of the table."""
+    a, b = (sets[name] for name in ROWS[row])
+    rows_a, rows_b = (orders[name].random for name in ROWS[row])
+    # Features are divided by one scale for all before the kernel sees them, since some features are always 0.
+    scale = np.sqrt(np.square(sets["test"].features).mean())
+    cover, scores = manifolds_and_scores(b.features, a.features, s.neighbours)
+    return Overlap(
+        metrics.kernel_distances(a.features[rows_a] / scale, b.features[rows_b] / scale, s.kid_blocks),
+        cover,
+        Manifolds(*metrics.standard_error(scores, a.strata).tolist()),
     )
-    fd_sd, fd_pixels_sd = resampled.std(1, ddof=1)
-    return Comparison(
+
+
+def compare(sets: dict[str, View], row: str, orders: dict[str, Order], s: Settings) -> Row:
+    """One row of the table."""
+    found = overlap(sets, row, orders, s)
+    names = ROWS[row]
+    x, y = (sets[name].features[orders[name].grouped] for name in names)
+    pixels = [sets[name].pixels[orders[name].grouped] for name in names]
+    strata = [sets[name].strata[orders[name].grouped] for name in names]
+    by_parts = [metrics.frechet_of_parts(x, y, parts) for parts in PARTS]
+    kid = metrics.mean_of_blocks(found.kids)
+    comparison = Comparison(
         fd=by_parts[PARTS.index(1)],
-        fd_sd=float(fd_sd),
+        fd_error=metrics.frechet_error(x, y, *strata),
         fd_unbiased=float(np.polyfit(PARTS, by_parts, 1, w=1 / np.sqrt(PARTS))[1]),
-        fd_pixels=frechet(metrics.moments(a.pixels), metrics.moments(b.pixels)),
-        fd_pixels_sd=float(fd_pixels_sd),
-        kid=kid,
-        kid_error=kid_error,
-        manifolds=manifolds(y, x, s.neighbours),
+        fd_pixels=metrics.frechet(*map(metrics.moments, pixels)),
+        fd_pixels_error=metrics.frechet_error(*pixels, *strata),
+        kid=kid.value,
+        kid_error=kid.error,
+        manifolds=found.manifolds,
         two_sample=100 * metrics.two_sample_accuracy(x, y),
-        two_sample_pixels=100 * metrics.two_sample_accuracy(a.pixels[rows_a], b.pixels[rows_b]),
-    ), by_parts
+        two_sample_pixels=100 * metrics.two_sample_accuracy(*pixels),
+    )
+    return Row(comparison, by_parts, found)
 
 
-def spreads(sets: dict[str, View], s: Settings, work: Work) -> dict[str, np.ndarray]:
-    """What `resampled_distances` returns for each row of the table."""
-    drawn = cache(lambda name: resample(sets[name], name, s))
-
-    def of_row(a: str, b: str) -> dict[str, np.ndarray]:
-        return {"distances": resampled_distances(drawn(a), drawn(b))}
-
-    spread = {}
-    with work.progress(len(ROWS), "bootstrap", "row") as progress:
-        for row, pair in ROWS.items():
-            spread[row] = work.part(f"bootstrap-{row}", partial(of_row, *pair))["distances"]
-            progress.advance()
-    return spread
-
-
-def _row(work: Work, row: str, make: Callable[[], tuple[Comparison, list[float]]]) -> tuple[Comparison, list[float]]:
+def _row(work: Work, row: str, make: Callable[[], Row]) -> Row:
     """What `compare` returns, as a part of the work."""
 
     def packed() -> dict[str, np.ndarray]:
-        comparison, by_parts = make()
-        return {k: np.array(v) for k, v in (comparison._asdict() | {"by_parts": by_parts}).items()}
+        made = make()
+        fields = made.comparison._asdict() | made.overlap._asdict() | {"by_parts": made.by_parts}
+        return {name: np.array(value) for name, value in fields.items()}
 
-    values = {k: v.tolist() for k, v in work.part(f"row-{row}", packed).items()}
-    by_parts, cover = values.pop("by_parts"), Manifolds(*values.pop("manifolds"))
-    return Comparison(manifolds=cover, **values), by_parts
+    values = work.part(f"row-{row}", packed)
+    cover, errors = (Manifolds(*values[name].tolist()) for name in ("manifolds", "errors"))
+    numbers = {name: float(values[name]) for name in Comparison._fields if name != "manifolds"}
+    return Row(
+        Comparison(manifolds=cover, **numbers), values["by_parts"].tolist(), Overlap(values["kids"], cover, errors)
+    )
 
 
 def judge(sets: dict[str, View], memorised: dict[str, float], s: Settings, work: Work | None = None) -> Findings:
@@ -251,22 +246,64 @@ def judge(sets: dict[str, View], memorised: dict[str, float], s: Settings, work:
         work: who keeps what is done, row by row, and shows progress; by default nobody.
     """
     work = work or Quiet()
-    spread = spreads(sets, s, work)
-    orders = {name: order(images.labels, name, s.seed) for name, images in sets.items()}
-    scale = float(np.sqrt(np.square(sets["test"].features).mean()))
-    table, by_size = {}, {}
+    orders = order_all(sets, s)
+    rows: dict[str, Row] = {}
     with work.progress(len(ROWS), "comparisons", "row") as progress:
-        for row, (a, b) in ROWS.items():
-            make = partial(compare, sets[a], sets[b], (orders[a], orders[b]), spread[row], scale, s)
-            table[row], by_size[row] = _row(work, row, make)
+        for row in ROWS:
+            rows[row] = _row(work, row, partial(compare, sets, row, orders, s))
             progress.advance()
-    excess_sd, excess_pixels_sd = map(float, (spread["generated"] - spread["validation"]).std(1, ddof=1))
-    generated, real = table["generated"], table["validation"]
-    off = 100 * metrics.imbalance(sets["generated"].recognised, sets["test"].recognised)
     return Findings(
-        table,
-        by_size,
-        indistinguishable(generated, real, excess_sd, sets["generated"].accuracy, sets["test"].accuracy),
-        alarms(generated, real, excess_pixels_sd, off, memorised["generated"], memorised["validation"]),
-        off,
+        {name: row.comparison for name, row in rows.items()},
+        {name: row.by_parts for name, row in rows.items()},
+        *checks(sets, orders, memorised, rows["generated"].overlap, rows["validation"].overlap),
+        100 * metrics.imbalance(sets["generated"].recognised, sets["test"].recognised),
+    )
+
+
+def order_all(sets: dict[str, View], s: Settings) -> dict[str, Order]:
+    return {name: order(images.labels, name, s.seed) for name, images in sets.items()}
+
+
+def check_all(
+    sets: dict[str, View], memorised: dict[str, float], s: Settings
+) -> tuple[list[Condition], list[Condition]]:
+    """The conditions and alarms of `judge` alone: generated, validation and test images are enough."""
+    orders = order_all(sets, s)
+    return checks(sets, orders, memorised, *(overlap(sets, row, orders, s) for row in ("generated", "validation")))
+
+
+def checks(
+    sets: dict[str, View], orders: dict[str, Order], memorised: dict[str, float], ours: Overlap, theirs: Overlap
+) -> tuple[list[Condition], list[Condition]]:
+    """The verdict's conditions and alarms: generated against validation images, and how either lie in the test images."""
+    generated, real, test = sets["generated"], sets["validation"], sets["test"]
+    strata = generated.strata, real.strata
+
+    def difference(a: np.ndarray, b: np.ndarray) -> Difference:
+        """In percent."""
+        return metrics.difference(100.0 * a, 100.0 * b, *strata)
+
+    covers = [
+        Difference(a - b, math.hypot(*errors))
+        for a, b, *errors in zip(ours.manifolds, theirs.manifolds, ours.errors, theirs.errors, strict=True)
+    ]
+    grouped = [orders[name].grouped for name in ("generated", "validation")]
+    looks = metrics.two_sample_scores(generated.features[grouped[0]], real.features[grouped[1]])
+    tried = (x[rows][1::2][: len(x) // 2] for x, rows in zip(strata, grouped, strict=True))
+    told = metrics.difference(*(50 * x for x in looks), *tried)  # the mean accuracy on the two sets, above chance
+    shares = [difference(generated.recognised == c, real.recognised == c) for c in range(test.logits.shape[1])]
+    close = memorised["generated"], memorised["validation"]
+    variance = sum(p * (100 - p) / len(x) for p, x in zip(close, strata, strict=True))
+    conditions = indistinguishable(
+        metrics.excess_of_frechet(generated.features, real.features, test.features, *strata),
+        metrics.mean_of_blocks(ours.kids - theirs.kids),
+        len(ours.kids),
+        covers,
+        told,
+        difference(generated.recognised == generated.labels, real.recognised == real.labels),
+    )
+    return conditions, alarms(
+        metrics.excess_of_frechet(generated.pixels, real.pixels, test.pixels, *strata),
+        shares,
+        Difference(close[0] - close[1], math.sqrt(variance)),
     )

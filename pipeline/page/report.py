@@ -18,7 +18,15 @@ from pipeline.page.provenance import parameters, provenance, weights_sha256
 from pipeline.page.tables import read_table
 from pipeline.params import Params
 
-METRICS = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
+METRICS = (
+    "fd_generated",
+    "fd_generated_error",
+    "fd_generated_vs_floor",
+    "accuracy_test",
+    "psnr",
+    "nfe",
+    "bits_per_dim",
+)
 THINGS = {"mnist": "digits", "digits": "digits"}
 COMPARED = {
     "validation": "validation (reference)",
@@ -26,7 +34,7 @@ COMPARED = {
     "generated": "generated",
     "generated_reconstructed": "generated, against reconstructed",
 }
-COMPARISON_COLUMNS = ("fd", "fd_sd", "fd_unbiased", "fd_pixels", "fd_pixels_sd", "kid", "kid_error", "precision", "recall",
+COMPARISON_COLUMNS = ("fd", "fd_error", "fd_unbiased", "fd_pixels", "fd_pixels_error", "kid", "kid_error", "precision", "recall",
                       "density", "coverage", "two_sample", "two_sample_pixels")  # fmt: skip
 
 Rows = list[tuple[str, ...]]  # of a table: text, formatted
@@ -82,7 +90,7 @@ def overview(metrics: dict[str, Any]) -> Rows:
     """(name, value) of a few figures."""
     accuracy = f"{metrics['accuracy_generated']:.2f} %" if "accuracy_generated" in metrics else "no labels"
     return [
-        (f"Fréchet distance, ±\u00a0{SDS * metrics['fd_generated_sd']:.4f} (2 sd)", f"{metrics['fd_generated']:.4f}"),
+        (f"Fréchet distance, ±\u00a0{SDS * metrics['fd_generated_error']:.4f}", f"{metrics['fd_generated']:.4f}"),
         ("times the reference (validation against test images)", f"{metrics['fd_generated_vs_floor']:.2f}"),
         (f"labels recognised by the classifier (test images: {metrics['accuracy_test']:.2f} %)", accuracy),
         ("reconstruction PSNR", f"{metrics['psnr']:.2f} dB"),
@@ -110,8 +118,8 @@ def comparison_rows(path: Path) -> Rows:
         raise UserError(f"{path}: has a row '{min(unknown)}'; delete it and run `dvc repro`")
     rows = [{key: t[key][i] for key in COMPARISON_COLUMNS} for i in range(len(names))]
     return [
-        (COMPARED[name], f"{r['fd']:.4f}\n± {SDS * r['fd_sd']:.4f}", f"{r['fd'] / rows[0]['fd']:.2f}",
-         f"{r['fd_unbiased']:.4f}", f"{r['fd_pixels']:.3f}\n± {SDS * r['fd_pixels_sd']:.3f}",
+        (COMPARED[name], f"{r['fd']:.4f}\n± {SDS * r['fd_error']:.4f}", f"{r['fd'] / rows[0]['fd']:.2f}",
+         f"{r['fd_unbiased']:.4f}", f"{r['fd_pixels']:.3f}\n± {SDS * r['fd_pixels_error']:.3f}",
          f"{1000 * r['kid']:.2f}\n± {1000 * SDS * r['kid_error']:.2f}",
          *(f"{100 * r[key]:.1f}" for key in ("precision", "recall", "density", "coverage")),
          f"{r['two_sample']:.1f} %", f"{r['two_sample_pixels']:.1f} %")
