@@ -9,7 +9,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from lfm.evaluation.neighbours import memorised, nearest
-from lfm.evaluation.protocol import PARTS, Findings, Settings, View, check_sizes, flat, judge, view
+from lfm.evaluation.protocol import PARTS, Findings, Settings, View, check_sizes, flat, judge, rule, view
 from lfm.evaluation.verdict import verdict
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
@@ -91,6 +91,34 @@ def tables(
     return made
 
 
+def by_flow(
+    context: Context, pictures: dict[str, tuple[np.ndarray, np.ndarray]], passes: dict[str, float], labelled: bool
+) -> dict[str, dict[str, float]]:
+    """The flow and the flow map side by side, and validation images as the reference, in the features of both classifiers.
+
+    Args:
+        passes: function evaluations an image of each set.
+    """
+    e, rows = context.params.evaluate, {name: {"evaluations": n} for name, n in passes.items()}
+    settings = settings_of(context)
+    with context.progress(2 * sum(len(y) for _, y in pictures.values()), "both classifiers", "image") as progress:
+        for prefix in ("", "second_"):
+            classifier = load_model(context.input(f"{prefix}classifier"), Classifier).to(context.device)
+            ruled = rule(classifier, pictures, settings, e.batch_size, labelled, progress.advance)
+            for name, row in rows.items():
+                found = ruled[name]
+                row |= {f"{prefix}fd": found.fd, f"{prefix}fd_error": found.fd_error}
+                row[f"{prefix}fd_vs_floor"] = found.fd / ruled["validation"].fd
+                row[f"{prefix}accuracy"] = found.accuracy if labelled or name == "validation" else float("nan")
+    return rows
+
+
+def settings_of(context: Context) -> Settings:
+    """The section `evaluate`, as the protocol takes it."""
+    values = context.params.evaluate.model_dump()
+    return Settings(**{name: value for name, value in values.items() if name in Settings._fields})
+
+
 def check_same_data(classifier: Path, pictures: ArrayFile, drawn: ArrayFile) -> None:
     """Raises `UserError` where images, samples and classifier are not of one data set."""
     expected, dataset = pictures.attribute("dataset"), drawn.attribute("dataset")
@@ -125,7 +153,8 @@ def main(context: Context) -> None:
         hdf5.reading(context.input("images"), images.FORMAT) as file,
         hdf5.reading(context.input("samples"), samples.FORMAT) as drawn,
     ):
-        check_same_data(context.input("classifier"), file, drawn)
+        for name in ("classifier", "second_classifier"):
+            check_same_data(context.input(name), file, drawn)
         real, labels = ({s: file.read(f"{s}/{a}") for s in ("validation", "test")} for a in ("images", "labels"))
         decoded = {split: drawn.read(f"reconstructed/{split}") for split in real}
         pictures = {
@@ -134,9 +163,11 @@ def main(context: Context) -> None:
             "reconstructed": (decoded["validation"], labels["validation"]),
             "generated": (drawn.read("generated/images"), drawn.read("generated/labels")),
         }
+        few = {f"few_{n}": (i, int(n)) for i, n in enumerate(drawn.read("few/evaluations"))}
+        images_of_few = drawn.read("few/images")
         training = flat(file.read("train/images"))
         nfe, labelled = float(drawn.attribute("nfe")), bool(drawn.attribute("labelled"))
-    settings = Settings(**{name: value for name, value in e.model_dump().items() if name in Settings._fields})
+    settings = settings_of(context)
     check_sizes(settings, min(len(y) for _, y in pictures.values()), training)
     components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
     training = components.transform(training)
@@ -148,6 +179,10 @@ def main(context: Context) -> None:
     near = near_all(context, sets, training)
     copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
     findings = judge(sets, copied, settings, context)
+    real_and_ours = {name: pictures[name] for name in ("validation", "test", "generated")}
+    by_number = {name: (images_of_few[:, i], pictures["generated"][1]) for name, (i, _) in few.items()}
+    passes = {"validation": 0.0, "generated": nfe, **{name: float(n) for name, (_, n) in few.items()}}
+    flows = by_flow(context, real_and_ours | by_number, passes, labelled)
 
     result = figures(findings, sets, copied)
     if not labelled:
@@ -158,9 +193,16 @@ def main(context: Context) -> None:
     result["validation_loss"] = round(record["validation_loss"], 5)
     result["bits_per_dim"] = round(read_json(context.input("likelihood"), bits_per_dim=float)["bits_per_dim"], 4)
     result["nfe"] = round(nfe, 1)
+    result |= {f"fd_second_{n}": round(flows[n]["second_fd"], 5) for n in ("validation", "generated")}
+    result["fd_second_generated_vs_floor"] = round(flows["generated"]["second_fd_vs_floor"], 3)
+    for name in few:
+        result[f"fd_{name}_vs_floor"] = round(flows[name]["fd_vs_floor"], 3)
+        result |= {f"accuracy_{name}": round(flows[name]["accuracy"], 2)} if labelled else {}
     with context.publish("metrics") as part, context.publish("tables") as folder:
         write_json(part, result)
-        for name, table in tables(findings, sets, near).items():
+        header = ["images", *flows["generated"]]
+        side_by_side: Table = header, [(name, *row.values()) for name, row in flows.items()]
+        for name, table in (tables(findings, sets, near) | {"evaluations": side_by_side}).items():
             write_csv(folder / f"{name}.csv", *table)
     for name, value in result.items():
         say(f"{name:>32} {value}")

@@ -26,11 +26,13 @@ def sampler(p: SampleParams) -> Sampler:
     return Sampler(**values | {"guidance_interval": tuple(p.guidance_interval)})
 
 
-def draw(model: LatentFlow, p: SampleParams, labels: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """One batch of images, and how often each went through the transformer."""
+def draw(
+    model: LatentFlow, p: SampleParams, labels: np.ndarray, rows: np.ndarray, chosen: Sampler | None = None
+) -> dict[str, np.ndarray]:
+    """One batch of images, and how often each went through the transformer; by default with the model's own sampler."""
     drawn = model.sample(
         labels[rows] if model.classes else None, 1 if model.classes else len(rows), seed=p.seed, rows=rows,
-        output_type="np", batch_size=p.batch_size, precision=p.precision,
+        sampler=chosen, output_type="np", batch_size=p.batch_size, precision=p.precision,
     )  # fmt: skip
     return {"images": np.asarray(drawn.images), "passes": np.array(drawn.nfe)}
 
@@ -63,6 +65,21 @@ class Stage:
             passes.append(float(part["passes"]))
             progress.advance(len(rows))
         return float(np.mean(passes))
+
+    def generate_few(self, progress: Progress) -> None:
+        """The same noises and labels with the flow map, in each number of evaluations that it is made for."""
+        assert self.model.flow_map is not None
+        numbers = self.model.flow_map.steps
+        samplers = [Sampler("flow_map", steps=n) for n in numbers]
+        self.out.add("few/evaluations", np.array(numbers))
+        self.out.create("few/images", (len(self.labels), len(numbers), *self.model.image_shape), np.uint8)
+        for rows in batches(len(self.labels), self.p.batch_size):
+            drawn = [
+                self.context.part(f"few-{s.steps}-{rows[0]}", partial(draw, self.model, self.p, self.labels, rows, s))
+                for s in samplers
+            ]
+            self.out.put("few/images", rows[0], np.stack([part["images"] for part in drawn], 1))
+            progress.advance(len(rows))
 
     def reconstruct(self, progress: Progress) -> None:
         """Real images through the autoencoder: the mean of each posterior, decoded."""
@@ -122,7 +139,9 @@ class Stage:
 
 def main(context: Context) -> None:
     p, flow = context.params.sample, context.input("flow")
-    model = LatentFlow.from_pretrained(flow, autoencoder=context.input("autoencoder")).to(context.device)
+    model = LatentFlow.from_pretrained(
+        flow, autoencoder=context.input("autoencoder"), flow_map=context.input("flow_map")
+    ).to(context.device)
     model.sampler = sampler(p)
     if not model.classes and p.guidance_scale != 1:
         raise UserError(f"sample.guidance_scale {p.guidance_scale:g} needs labels, and {flow} knows none; set it to 1")
@@ -135,9 +154,10 @@ def main(context: Context) -> None:
         latents.check_autoencoder(file, context.input("latents"), model.config["autoencoder_sha256"])
         with hdf5.writing(part) as out:
             stage = Stage(context, model, file, out)
-            total = len(stage.labels) + sum(file.shape(f"{split}/labels")[0] for split in REAL)
+            total = 2 * len(stage.labels) + sum(file.shape(f"{split}/labels")[0] for split in REAL)
             with context.progress(total, "sample", "image") as progress:
                 nfe = stage.generate(progress)
+                stage.generate_few(progress)
                 stage.reconstruct(progress)
             stage.trajectories()
             error = stage.through_noise()

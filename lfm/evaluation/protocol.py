@@ -126,6 +126,24 @@ def check_sizes(s: Settings, fewest: int, training: np.ndarray) -> None:
 
 
 @torch.inference_mode()
+def look(
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int = 500,
+    advance: Callable[[int], object] = lambda n: None,
+) -> View:
+    """A set of images in a classifier's features alone; it works in float32."""
+    device = next(classifier.parameters()).device
+    parts = []
+    for part in torch.from_numpy(images).split(batch_size):
+        parts.append(classifier.features(to_pixels(part.to(device))))
+        advance(len(part))
+    features = torch.cat(parts)
+    logits = classifier.head(features).double().cpu().numpy()
+    return View(labels.astype(np.int64), features.double().cpu().numpy(), np.empty((len(labels), 0)), logits)
+
+
 def view(
     classifier: Classifier,
     components: PCA,
@@ -134,15 +152,8 @@ def view(
     batch_size: int = 500,
     advance: Callable[[int], object] = lambda n: None,
 ) -> View:
-    """Look at a set of images; the classifier works in float32."""
-    device = next(classifier.parameters()).device
-    parts = []
-    for part in torch.from_numpy(images).split(batch_size):
-        parts.append(classifier.features(to_pixels(part.to(device))))
-        advance(len(part))
-    features = torch.cat(parts)
-    logits = classifier.head(features).double().cpu().numpy()
-    return View(labels.astype(np.int64), features.double().cpu().numpy(), components.transform(flat(images)), logits)
+    """A set of images as the whole protocol sees it."""
+    return look(classifier, images, labels, batch_size, advance)._replace(pixels=components.transform(flat(images)))
 
 
 class Order(NamedTuple):
@@ -258,6 +269,35 @@ def judge(sets: dict[str, View], memorised: dict[str, float], s: Settings, work:
         *checks(sets, orders, memorised, rows["generated"].overlap, rows["validation"].overlap),
         100 * metrics.imbalance(sets["generated"].recognised, sets["test"].recognised),
     )
+
+
+class Ruled(NamedTuple):
+    """How far a set of images is from the test images in one classifier's features."""
+
+    fd: float
+    fd_error: float  # standard error
+    accuracy: float  # percent recognised as what was asked for
+
+
+def rule(
+    classifier: Classifier, pictures: dict[str, tuple[np.ndarray, np.ndarray]], s: Settings, batch_size: int,
+    matched: bool = True, advance: Callable[[int], object] = lambda n: None,
+) -> dict[str, Ruled]:  # fmt: skip
+    """Each set against that of the name `test`, for another classifier than the one of the whole protocol.
+
+    Args:
+        pictures: name → images and labels.
+        matched: the labels were asked for, in the same numbers in all sets.
+    """
+    sets = {n: look(classifier, *pair, batch_size, advance)._replace(matched=matched) for n, pair in pictures.items()}
+    orders = order_all(sets, s)
+    ordered = {n: images.rows(orders[n].grouped) for n, images in sets.items()}
+    test, ruled = ordered.pop("test"), {}
+    for name, images in ordered.items():
+        fd = metrics.frechet(metrics.moments(images.features), metrics.moments(test.features))
+        error = metrics.frechet_error(images.features, test.features, images.strata, test.strata)
+        ruled[name] = Ruled(fd, error, images.accuracy)
+    return ruled
 
 
 def order_all(sets: dict[str, View], s: Settings) -> dict[str, Order]:

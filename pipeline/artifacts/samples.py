@@ -7,6 +7,8 @@ FORMAT = Format(
     {
         "generated/images": "uint8 test C H W",
         "generated/labels": "uint8 test",
+        "few/images": "uint8 test numbers C H W",
+        "few/evaluations": "int64 numbers",
         "reconstructed/validation": "uint8 validation C H W",
         "reconstructed/test": "uint8 test C H W",
         "trajectories/images": "uint8 times classes C H W",

@@ -65,6 +65,18 @@ def first_by_class(s: Sources) -> Picture:
 
 
 @picture
+def few(s: Sources) -> Picture:
+    """The first noise of each class through the flow map, and through the flow."""
+    first = np.array([np.flatnonzero(s.generated["label"] == label)[0] for label in s.labels])
+    numbers = s.samples.read("few/evaluations")
+    grid = [*take(s.samples, "few/images", first).swapaxes(0, 1), take(s.samples, "generated/images", first)]
+    captions = [f"{n} evaluation{'s' if n > 1 else ''}" for n in numbers]
+    nfe = s.samples.attribute("nfe")
+    title = "The same noise through the flow map in few evaluations, and through the flow"
+    return Picture("few", title, np.stack(grid), rows=[*captions, f"flow, {nfe:g}"])
+
+
+@picture
 def trajectories(s: Sources) -> Picture:
     times = [f"t = {t:g}" for t in s.samples.read("trajectories/times")]
     grid = s.samples.read("trajectories/images").swapaxes(0, 1)  # (classes, times, C, H, W)

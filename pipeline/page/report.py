@@ -75,6 +75,7 @@ def render(
         conditions=condition_rows(conditions),
         alarms=condition_rows(alarms),
         comparisons=comparison_rows(tables / "comparisons.csv"),
+        evaluations=evaluation_rows(tables / "evaluations.csv"),
         classifier_sha256=weights_sha256(classifier),
         accuracy_test=f"{figures['accuracy_test']:.2f}",
         components=p.evaluate.pixel_components,
@@ -125,6 +126,25 @@ def comparison_rows(path: Path) -> Rows:
          f"{r['two_sample']:.1f} %", f"{r['two_sample_pixels']:.1f} %")
         for name, r in zip(names, rows, strict=True)
     ]  # fmt: skip
+
+
+def evaluation_rows(path: Path) -> Rows:
+    """The flow and the flow map: a row for each number of evaluations."""
+    columns = [f"{ruler}{c}" for ruler in ("", "second_") for c in ("fd", "fd_error", "fd_vs_floor", "accuracy")]
+    t = read_table(path, "evaluations", *columns, texts=("images",))
+    rows = []
+    for i, name in enumerate(t["images"].tolist()):
+        n = t["evaluations"][i]
+        cells = [
+            {"validation": "validation (reference)", "generated": "flow"}.get(name, "flow map"),
+            f"{n:g}" if n else "",
+        ]
+        for ruler in ("", "second_"):
+            fd, error, floors, accuracy = (t[f"{ruler}{c}"][i] for c in ("fd", "fd_error", "fd_vs_floor", "accuracy"))
+            cells += [f"{fd:.4f}\n± {SDS * error:.4f}", f"{floors:.2f}"]
+            cells.append(f"{accuracy:.2f} %" if np.isfinite(accuracy) else "no labels")
+        rows.append(tuple(cells))
+    return rows
 
 
 def curves(tables: Path, flow: Path) -> dict[str, str]:
