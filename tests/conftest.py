@@ -180,9 +180,15 @@ def workspace(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
+def arguments(stage: str) -> list[str]:
+    """What python is started with for a stage: -m, its module, and its name where the module serves several."""
+    words: list[str] = STAGES[stage]["cmd"].split()
+    return words[words.index("-m") :]
+
+
 def run_stage(stage: str) -> None:
     """Run a stage in this process."""
-    runner.run(import_module(f"stages.{stage}").main, stage)
+    runner.run(import_module(arguments(stage)[1]).main, stage)
 
 
 @pytest.fixture

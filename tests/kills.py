@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 from pipeline.entry import read_entry
-from tests.conftest import ENVIRONMENT, heed_signals, set_params
+from tests.conftest import ENVIRONMENT, arguments, heed_signals, set_params
 from tools.mend import mend
 from tools.workspace import outs
 
@@ -178,7 +178,7 @@ def the_stage(dvc: int, stage: str) -> psutil.Process | None:
             children = [psutil.Process(int(child)) for child in listed.read_text().split()]
         else:
             children = psutil.Process(dvc).children()
-        return next((c for c in children if c.cmdline()[1:] == ["-m", f"stages.{stage}"]), None)
+        return next((c for c in children if c.cmdline()[1:] == arguments(stage)), None)
     except (psutil.NoSuchProcess, OSError):
         return None
 

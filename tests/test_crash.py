@@ -32,6 +32,7 @@ from tests.conftest import (
     ENVIRONMENT,
     ROOT,
     Malicious,
+    arguments,
     command,
     context,
     heed_signals,
@@ -357,7 +358,7 @@ def own(tiny: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def launched(workspace: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
-    words = [sys.executable, "-m", f"stages.{stage}"]
+    words = [sys.executable, *arguments(stage)]
     process = subprocess.Popen(
         words, cwd=workspace, env=ENVIRONMENT, stderr=subprocess.DEVNULL, preexec_fn=heed_signals
     )
@@ -374,7 +375,13 @@ def unfinished(workspace: Path, pattern: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("number", "stage"),
-    [(signal.SIGKILL, "train"), (signal.SIGTERM, "classifier"), (signal.SIGINT, "autoencoder")],
+    [
+        (signal.SIGKILL, "train"),
+        (signal.SIGTERM, "classifier"),
+        (signal.SIGINT, "autoencoder"),
+        (signal.SIGKILL, "distill"),
+        (signal.SIGTERM, "second_classifier"),
+    ],
 )
 def test_an_ended_training_continues_to_the_same_bytes(own: Path, number: signal.Signals, stage: str) -> None:
     set_params(own, runtime__checkpoint_every=4, runtime__progress=False)
@@ -383,7 +390,7 @@ def test_an_ended_training_continues_to_the_same_bytes(own: Path, number: signal
         wait_for(lambda: unfinished(own, "step-*"), "it ended before it was disturbed", process)
         process.send_signal(number)
         assert process.wait() == (-9 if number == signal.SIGKILL else 128 + number)
-    again = command("python", "-m", f"stages.{stage}", cwd=own)
+    again = command("python", *arguments(stage), cwd=own)
     assert again.returncode == 0 and f"{stage}: continues at step " in again.stderr
     assert outs(own) == before and not list(own.rglob("*.part"))
 
