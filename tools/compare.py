@@ -51,7 +51,7 @@ class Metric(NamedTuple):
 
 LATENTS = ("autoencoder.", "encode.")
 FOR_ALL = ("data.", "classifier.", "evaluate.")
-TARGET = (*LATENTS, "flow.path", "flow.sigma_min", "flow.prediction", "flow.coupling")
+TARGET = (*LATENTS, "flow.path", "flow.sigma_min")  # of the validation loss, whose noise and times never change
 # By the beginning of a figure's name; of several the longest.
 DIRECTIONS = {
     "fd_": Metric(-1), "fd_validation": Metric(0), "fd_pixels_validation": Metric(0), "fd_generated_sd": Metric(0),
