@@ -38,7 +38,7 @@ def paths() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     noise = 0.8 * torch.randn(NOISES, 2, generator=generator)
     partner = data[torch.randint(len(data), (NOISES,), generator=generator)]
-    return data, partner, integrate(velocity, noise, time_grid(STEPS), "midpoint").x
+    return data, partner, integrate(velocity, noise, time_grid(STEPS), "midpoint", list(range(STEPS + 1))).x
 
 
 def draw() -> Image.Image:
