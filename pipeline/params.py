@@ -1,6 +1,7 @@
 """`params.yaml`, validated: no key missing or unknown, each value of the right type and in range.
 
-Values live in `params.yaml` alone: there are no defaults here, and nothing is transformed.
+Values live in `params.yaml` alone: there are no defaults here, and nothing is transformed. Descriptions live here alone;
+`python -m tools.params` writes docs/params.md from them.
 """
 
 import reprlib
@@ -41,6 +42,7 @@ def one_of(registry: str) -> Any:
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(quoted[:-1])} or {quoted[-1]}"})
         return name
 
+    check.registry = registry  # type: ignore[attr-defined]  # for docs/params.md
     return Annotated[str, PlainValidator(check)]
 
 
@@ -49,12 +51,22 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    dataset: one_of("pipeline.sources.datasets:DATASETS")  # type: ignore[valid-type]
-    seed: Seed
-    root: Annotated[str, Field(min_length=1)] | None
-    digest: str | None
-    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=2)]
-    skip_broken: bool
+    dataset: one_of("pipeline.sources.datasets:DATASETS") = Field(description="where the images come from")  # type: ignore[valid-type]
+    seed: Seed = Field(
+        description="draws the validation split; for a folder the order of the images too, and the test split if it has none"
+    )
+    root: Annotated[str, Field(min_length=1)] | None = Field(
+        description="the directory; a relative one begins in the project"
+    )
+    digest: str | None = Field(
+        description="sha256 of its content: leave null and the error prints the value; null again after it has changed"
+    )
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=2)] = Field(
+        description="pixels, even: the middle square of each image is resized to it"
+    )
+    skip_broken: bool = Field(
+        description="true: images that can't be decoded are named, counted and left out; false: they stop the stage"
+    )
 
     @model_validator(mode="after")
     def _folder_has_a_root(self) -> Self:
@@ -66,46 +78,60 @@ class DataParams(_Section):
 
 
 class AutoencoderParams(_Section):
-    source: Annotated[str, Field(min_length=1)]
-    revision: str | None
-    seed: Seed
-    unshuffle: Annotated[int, AfterValidator(_a_fold)]  # a Literal would take true for 1
-    latent_channels: Annotated[int, Field(ge=1, le=64)]
-    widths: Annotated[list[Annotated[int, Field(ge=8, le=2048, multiple_of=8)]], Field(min_length=1, max_length=5)]
-    layers: Annotated[int, Field(ge=1, le=8)]
-    kl_weight: Annotated[float, Field(ge=0, le=1)]
-    shift: Annotated[int, Field(ge=0, le=16)]
-    steps: Count
-    batch_size: Count
-    learning_rate: Rate
-    precision: Precision
-    compile: bool
+    source: Annotated[str, Field(min_length=1)] = Field(description="where the autoencoder comes from")
+    revision: str | None = Field(
+        description="for a directory its sha256, for a hub id a commit: leave null and the error prints the value"
+    )
+    seed: Seed = Field(description="of weights, batch order and noise")
+    unshuffle: Annotated[int, AfterValidator(_a_fold)] = Field(  # a Literal would take true for 1
+        description="pixels folded into channels before the first convolution: 1, 2 or 4"
+    )
+    latent_channels: Annotated[int, Field(ge=1, le=64)] = Field(description="channels of the latents")
+    widths: Annotated[list[Annotated[int, Field(ge=8, le=2048, multiple_of=8)]], Field(min_length=1, max_length=5)] = (
+        Field(description="one level each; every level after the first halves the resolution")
+    )
+    layers: Annotated[int, Field(ge=1, le=8)] = Field(description="residual blocks a level")
+    kl_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="nats of KL per image dimension against squared error on [-1, 1]"
+    )
+    shift: Annotated[int, Field(ge=0, le=16)] = Field(
+        description="training images are moved at random by at most so many pixels each way"
+    )
+    steps: Count = Field(description="optimiser steps of the training")
+    batch_size: Count = Field(description="images in a training batch")
+    learning_rate: Rate = Field(description="its peak")
+    precision: Precision = Field(description="number format of the training's products")
+    compile: bool = Field(
+        description="needs a C++ compiler on the CPU; false gives the same figures within rounding, slower"
+    )
 
 
 class ClassifierParams(_Section):
-    source: Literal["bundled", "train"]
-    seed: Seed
-    body: one_of("lfm.nets.classifier:BODIES")  # type: ignore[valid-type]
-    steps: Count
-    batch_size: Annotated[int, Field(ge=2, le=10**6)]
-    learning_rate: Rate
-    precision: Precision
+    source: Literal["bundled", "train"] = Field(description="where the classifier comes from")
+    seed: Seed = Field(description="of weights, batch order and augmentation")
+    body: one_of("lfm.nets.classifier:BODIES") = Field(description="two networks that have nothing in common")  # type: ignore[valid-type]
+    steps: Count = Field(description="optimiser steps of the training")
+    batch_size: Annotated[int, Field(ge=2, le=10**6)] = Field(description="images in a training batch")
+    learning_rate: Rate = Field(description="its peak")
+    precision: Precision = Field(description="number format of the training's products")
 
 
 class EncodeParams(_Section):
-    scale: Literal["measured", "config"]
-    batch_size: Count
-    precision: Precision
+    scale: Literal["measured", "config"] = Field(description="what latents are normalised with")
+    batch_size: Count = Field(description="images in a batch")
+    precision: Precision = Field(description="number format of the encoder's products")
 
 
 class ModelParams(_Section):
-    block: one_of("lfm.nets.transformer:BLOCKS")  # type: ignore[valid-type]
-    patch_size: Annotated[int, Field(ge=1, le=64)]
-    width: Annotated[int, Field(ge=4, le=8192)]
-    depth: Annotated[int, Field(ge=1, le=100)]
-    heads: Annotated[int, Field(ge=1, le=128)]
-    mlp_ratio: Annotated[float, Field(gt=0, le=16)]
-    labels: bool
+    block: one_of("lfm.nets.transformer:BLOCKS") = Field(description="the transformer's block")  # type: ignore[valid-type]
+    patch_size: Annotated[int, Field(ge=1, le=64)] = Field(description="latents a token on each side")
+    width: Annotated[int, Field(ge=4, le=8192)] = Field(description="channels of a token; a multiple of 4 and of heads")
+    depth: Annotated[int, Field(ge=1, le=100)] = Field(description="blocks")
+    heads: Annotated[int, Field(ge=1, le=128)] = Field(description="attention heads a block")
+    mlp_ratio: Annotated[float, Field(gt=0, le=16)] = Field(
+        description="width of the MLP's hidden layer, in widths of a token"
+    )
+    labels: bool = Field(description="false: a model that knows no labels; then sample.guidance_scale must be 1")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -121,33 +147,45 @@ class ModelParams(_Section):
 
 
 class FlowParams(_Section):
-    path: one_of("lfm.flow.path:PATHS")  # type: ignore[valid-type]
-    sigma_min: Annotated[float, Field(ge=0, lt=1)]
-    prediction: Literal["velocity", "data"]
-    coupling: one_of("lfm.flow.coupling:COUPLINGS")  # type: ignore[valid-type]
-    times: one_of("lfm.flow.times:DENSITIES")  # type: ignore[valid-type]
-    logit_mean: Annotated[float, Field(ge=-10, le=10)]
-    logit_std: Annotated[float, Field(gt=0, le=10)]
-    uniform_share: Fraction
-    weighting: one_of("lfm.flow.loss:WEIGHTINGS")  # type: ignore[valid-type]
+    path: one_of("lfm.flow.path:PATHS") = Field(description="how noise and data are mixed at time t")  # type: ignore[valid-type]
+    sigma_min: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="noise left at t = 1, for cond_ot; the others leave none"
+    )
+    prediction: Literal["velocity", "data"] = Field(description="what the model's output means")
+    coupling: one_of("lfm.flow.coupling:COUPLINGS") = Field(description="which noise goes with which latent of a batch")  # type: ignore[valid-type]
+    times: one_of("lfm.flow.times:DENSITIES") = Field(description="how the training draws t")  # type: ignore[valid-type]
+    logit_mean: Annotated[float, Field(ge=-10, le=10)] = Field(description="mean of logit(t), for logit_normal")
+    logit_std: Annotated[float, Field(gt=0, le=10)] = Field(
+        description="standard deviation of logit(t), for logit_normal"
+    )
+    uniform_share: Fraction = Field(description="share of the times that is uniform, for logit_normal")
+    weighting: one_of("lfm.flow.loss:WEIGHTINGS") = Field(description="of the loss by t")  # type: ignore[valid-type]
 
 
 class TrainParams(_Section):
-    seed: Seed
-    steps: Count
-    batch_size: Count
-    learning_rate: Rate
-    schedule: one_of("lfm.flow.schedule:SCHEDULES")  # type: ignore[valid-type]
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
-    weight_decay: Fraction
-    beta2: Annotated[float, Field(gt=0, lt=1)]
-    gradient_clip: Annotated[float, Field(gt=0)] | None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    label_dropout: Annotated[float, Field(ge=0, lt=1)]
-    precision: Precision
-    compile: bool
-    validate_every: Count
-    snapshots: Annotated[list[Fraction], Field(min_length=1, max_length=100)] | Count
+    seed: Seed = Field(description="of weights, batch order, noise, times and dropped labels")
+    steps: Count = Field(description="optimiser steps")
+    batch_size: Count = Field(description="latents in a batch")
+    learning_rate: Rate = Field(description="its peak")
+    schedule: one_of("lfm.flow.schedule:SCHEDULES") = Field(description="of the learning rate after the warm-up")  # type: ignore[valid-type]
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        description="steps in which the learning rate rises from 0"
+    )
+    weight_decay: Fraction = Field(description="of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(description="of AdamW")
+    gradient_clip: Annotated[float, Field(gt=0)] | None = Field(
+        description="the largest norm of the gradient; null: no limit"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(description="of the averaged weights, which are the result")
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of labels replaced by the null label, for classifier-free guidance"
+    )
+    precision: Precision = Field(description="number format of the training's products")
+    compile: bool = Field(description="needs a C++ compiler on the CPU; false gives the same figures, slower")
+    validate_every: Count = Field(description="steps between two values of the validation loss")
+    snapshots: Annotated[list[Fraction], Field(min_length=1, max_length=100)] | Count = Field(
+        description="when 16 noises are integrated: fractions of the training, or a number of steps"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,18 +197,26 @@ class TrainParams(_Section):
 
 
 class DistillParams(_Section):
-    seed: Seed
-    evaluations: Annotated[int, Field(ge=1, le=16)]
-    pairs: Count
-    teacher_steps: Steps
-    guidance_scale: Annotated[float, Field(ge=0, le=100)]
-    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    steps: Count
-    batch_size: Count
-    learning_rate: Rate
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Precision
-    compile: bool
+    seed: Seed = Field(description="of the noises, batch order and jumps")
+    evaluations: Annotated[int, Field(ge=1, le=16)] = Field(
+        description="the most that the flow map is made for, a power of two: it samples in 1, 2, 4 … up to so many"
+    )
+    pairs: Count = Field(description="trajectories of the flow, from noise to latent, that the flow map is fitted to")
+    teacher_steps: Steps = Field(
+        description="of the midpoint rule, by which the flow makes them; a multiple of evaluations"
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = Field(
+        description="of the trajectories; sampling with the flow map takes no guidance"
+    )
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        description="guide them from the first to the second t"
+    )
+    steps: Count = Field(description="optimiser steps of the training")
+    batch_size: Count = Field(description="jumps in a training batch")
+    learning_rate: Rate = Field(description="its peak; cosine down to 0")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(description="of the averaged weights, which are kept")
+    precision: Precision = Field(description="number format of the training's products")
+    compile: bool = Field(description="torch.compile: faster; on the CPU it takes a C++ compiler")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -186,19 +232,30 @@ class DistillParams(_Section):
 
 
 class SampleParams(_Section):
-    seed: Seed
-    solver: one_of("lfm.sampling.sampler:SOLVERS")  # type: ignore[valid-type]
-    steps: Steps
-    time_shift: Annotated[float, Field(ge=0.01, le=100)]
-    rtol: Annotated[float, Field(ge=1e-7, lt=1)]
-    atol: Annotated[float, Field(ge=1e-7, lt=1)]
-    noise_strength: Annotated[float, Field(ge=0, le=10)]
-    guidance_scale: Annotated[float, Field(ge=0, le=100)]
-    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)]
-    inversion_steps: Steps
-    batch_size: Count
-    precision: Precision
+    seed: Seed = Field(description="of the noise")
+    solver: one_of("lfm.sampling.sampler:SOLVERS") = Field(description="integrates from noise to data")  # type: ignore[valid-type]
+    steps: Steps = Field(description="of the solver; dopri5 chooses its own")
+    time_shift: Annotated[float, Field(ge=0.01, le=100)] = Field(
+        description="above 1: more steps near the noise; below: near the data"
+    )
+    rtol: Annotated[float, Field(ge=1e-7, lt=1)] = Field(description="relative tolerance, for dopri5")
+    atol: Annotated[float, Field(ge=1e-7, lt=1)] = Field(description="absolute tolerance, for dopri5")
+    noise_strength: Annotated[float, Field(ge=0, le=10)] = Field(
+        description="of the stochastic equation, for euler_maruyama"
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = Field(
+        description="within the interval: 1 is the conditional model, 0 the unconditional one, "
+        "more is truer to the label and less varied"
+    )
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        description="guide from the first to the second t, both included; the conditional model elsewhere"
+    )
+    trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)] = Field(
+        description="when noise becoming a digit is drawn: the grid's nearest times"
+    )
+    inversion_steps: Steps = Field(description="of rk4, from an image back to its noise")
+    batch_size: Count = Field(description="images in a batch")
+    precision: Precision = Field(description="number format of the transformer's and the decoder's products")
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -210,31 +267,41 @@ class SampleParams(_Section):
 
 
 class LikelihoodParams(_Section):
-    seed: Seed
-    images: Count
-    divergence: Literal["hutchinson", "exact"]
-    solver: one_of("lfm.sampling.solver:FIXED_STEP")  # type: ignore[valid-type]
-    steps: Steps
-    batch_size: Count
+    seed: Seed = Field(description="of Hutchinson's probes")
+    images: Count = Field(description="how many test images, the first ones")
+    divergence: Literal["hutchinson", "exact"] = Field(description="how the divergence of the velocity is computed")
+    solver: one_of("lfm.sampling.solver:FIXED_STEP") = Field(description="integrates from data to noise")  # type: ignore[valid-type]
+    steps: Steps = Field(description="of the solver")
+    batch_size: Count = Field(description="images in a batch")
 
 
 class EvaluateParams(_Section):
-    seed: Seed
-    batch_size: Count
-    kid_blocks: Annotated[int, Field(ge=2, le=1000)]
-    neighbours: Annotated[int, Field(ge=1, le=100)]
-    pixel_components: Annotated[int, Field(ge=1, le=784)]
-    nearest_quantile: Annotated[float, Field(gt=0, lt=1)]
+    seed: Seed = Field(description="draws the order in which sets are halved and cut")
+    batch_size: Count = Field(description="images in a batch")
+    kid_blocks: Annotated[int, Field(ge=2, le=1000)] = Field(
+        description="disjoint blocks that a set is cut into for the kernel distance and its error"
+    )
+    neighbours: Annotated[int, Field(ge=1, le=100)] = Field(
+        description="the ball of an image reaches to this neighbour: precision, recall, density, coverage"
+    )
+    pixel_components: Annotated[int, Field(ge=1, le=784)] = Field(
+        description="principal components of the pixels: the second space to measure in"
+    )
+    nearest_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="close to a training image: closer than all but this part of the test images"
+    )
 
 
 class ReportParams(_Section):
-    zoom: Annotated[int, Field(ge=1, le=16)]
+    zoom: Annotated[int, Field(ge=1, le=16)] = Field(description="pixels of a picture a pixel of an image")
 
 
 class RuntimeParams(_Section):
-    progress: bool
-    checkpoint_every: Count
-    latents_mb: Annotated[int, Field(ge=0, le=10**9)]
+    progress: bool = Field(description="progress bars")
+    checkpoint_every: Count = Field(description="steps that a killed training loses at most")
+    latents_mb: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        description="latents that need more memory than this are streamed from the file; the result is the same"
+    )
 
 
 class Params(_Section):

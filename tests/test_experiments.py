@@ -260,3 +260,28 @@ def test_weights_name_no_device_and_no_version_of_torch(tiny: Path) -> None:
         assert header.pop("__metadata__", {}) in ({}, {"format": "pt"})
         assert all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
         assert {entry["dtype"] for entry in header.values()} <= {"F32", "I64"}
+
+
+# --- compared ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_run_and_compared(queueing: Path) -> None:
+    before = tracked(queueing)
+    flags = "--seeds 2 -S sample.solver=euler --metric nfe --metric fd_generated --run"
+    printed = output(queueing, f"python -m tools.compare {flags}", PYTHONPATH=str(ROOT))
+    assert "3 experiments are missing" in printed  # the commit itself is the baseline's seed 0
+    assert tracked(queueing) == before
+
+    figures: dict[str, list[float]] = {"midpoint": [], "euler": []}
+    rows = json.loads(output(queueing, "dvc exp show --json"))[1]
+    for row in [rows, *(experiment["revs"][0] for experiment in rows["experiments"])]:
+        solver = row["data"]["params"]["params.yaml"]["data"]["sample"]["solver"]
+        figures[solver].append(row["data"]["metrics"]["reports/metrics.json"]["data"]["fd_generated"])
+    assert [len(values) for values in figures.values()] == [2, 2]
+    again = output(queueing, "python -m tools.compare --metric nfe --metric fd_generated", PYTHONPATH=str(ROOT))
+    assert again in printed
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in again.splitlines() if line.startswith("|")]
+    assert table[2] == ["nfe", "baseline", "2", "14 ± 0", "", ""]  # five steps of two evaluations, two of them guided
+    assert table[3][1:] == ["sample.solver=euler", "2", "7 ± 0", "-7", "better"]
+    means = [sum(values) / 2 for values in figures.values()]
+    assert float(table[5][4].split()[0]) == pytest.approx(means[1] - means[0], rel=0.05)

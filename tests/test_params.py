@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.params import load_params, load_yaml, validate_params
 from pipeline.sources.datasets import DATASETS
 from tests.conftest import ROOT, Case, Scene
+from tools.params import CHOICE, PAGE, choices, fields, leaves, reference
 from tools.workspace import apply, read_preset
 
 TEXT = (ROOT / "params.yaml").read_text()
@@ -142,3 +143,24 @@ ERRORS: dict[str, Case] = {
     "preset, unknown key": preset("-S train.step=3"),
     "preset, other words": preset("train.steps=3"),
 }  # fmt: skip
+
+
+# --- the reference -----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_descriptions_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert PAGE.read_text(encoding="utf-8") == reference(), "stale; `python -m tools.params` writes it again"
+
+
+def test_every_parameter_is_described_and_comments_say_the_same() -> None:
+    """A comment in params.yaml lists the choices, all of them, or is the description."""
+    known = fields()
+    assert list(known) == LEAVES == list(leaves(TEXT))
+    for key, (_, comment) in leaves(TEXT).items():
+        description, names = known[key].description, choices(known[key])
+        assert description, key
+        if CHOICE in comment:
+            assert all(name in comment for name in names), (key, names)
+        else:
+            assert comment in ("", description), key
