@@ -16,6 +16,7 @@ from pipeline.run import Context, run
 
 REAL = ("validation", "test")
 CLASSES_SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
+FARTHEST = 1.0  # a normalised latent may end from where its way to the noise and back began
 BETWEEN = 8  # pictures from one image to another, both included
 
 
@@ -140,6 +141,11 @@ def main(context: Context) -> None:
                 stage.reconstruct(progress)
             stage.trajectories()
             error = stage.through_noise()
+            if error > FARTHEST:
+                raise UserError(
+                    f"sample.inversion_steps is {p.inversion_steps}: on the way to its noise and back a latent moved by "
+                    f"{error:.3g} standard deviations, so neither is of use; raise it, or train the flow for longer"
+                )
             out.add("progress/steps", states.read("steps"))
             pictures = [stage.decode(torch.from_numpy(x)) for x in states.read("latents")]
             out.add("progress/images", np.stack(pictures))
