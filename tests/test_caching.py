@@ -48,7 +48,7 @@ TABLE = {
     "lfm.evaluation.verdict": "evaluate report",
     "pipeline.artifacts": "",
     "pipeline.artifacts.bundled": "autoencoder classifier",
-    "pipeline.artifacts.files": "autoencoder classifier train likelihood evaluate report | points report",
+    "pipeline.artifacts.files": "autoencoder classifier train sample likelihood evaluate report | points report",
     "pipeline.artifacts.hdf5": f"{ALL} | points",
     "pipeline.artifacts.images": "fetch autoencoder encode classifier evaluate report | points",
     "pipeline.artifacts.latents": "encode train sample likelihood",
