@@ -5,7 +5,7 @@ A perfect generator is played by training images: a trial draws three disjoint s
 as generated and one as validation images from those not for test, one from the test images. All other images not for test
 count as the training set.
 
-After `dvc repro fetch classifier`: python -m benchmarks.verdict [N ...]; about an hour on a core.
+After `dvc repro fetch classifier`: python -m benchmarks.verdict [N ...]; about an hour on two cores.
 """
 
 import sys
@@ -30,7 +30,7 @@ from lfm.nets.weights import load_model
 from pipeline.artifacts import hdf5, images
 
 IMAGES, CLASSIFIER = Path("data/images.h5"), Path("models/classifier")
-TRIALS = {300: 1000, 2000: 400, 10_000: 60}  # of false alarms; a tenth of them of each spoilt set
+TRIALS = {300: 500, 2000: 250, 10_000: 60}  # of real images; a fiftieth of them, or 3, of each spoilt set
 NEAREST_QUANTILE = 0.01
 NEIGHBOURS = 16  # of an image, kept: at least one of them is a training image, in every trial
 

@@ -243,7 +243,7 @@ def logprob(o: Any) -> None:
         return
     for r in results:
         click.echo(
-            f"{r['file']}: {r['nats']} ± {r['standard_error']} nats, {r['bits_per_dim']} bits a latent dimension"
+            f"{r['file']}: {r['nats']} ± {2 * r['standard_error']:.3f} nats, {r['bits_per_dim']} bits a latent dimension"
         )
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lfm import random
 from lfm.errors import ConfigError
-from lfm.flow.path import PATHS, as_velocity, last_time, make_path
+from lfm.flow.path import LEAST_SIGMA, PATHS, as_velocity, last_time, make_path
 from lfm.nets.flow_map import FlowMap
 from lfm.nets.latents import LatentScale
 from lfm.nets.transformer import Transformer
@@ -40,7 +40,7 @@ from lfm.sampling.guidance import guided
 from lfm.sampling.inversion import generate, invert, slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.sampling.sampler import MOST_STEPS, Sampler
-from lfm.sampling.solver import FIXED_STEP, time_grid
+from lfm.sampling.solver import ADAPTIVE, FIXED_STEP, time_grid
 
 if TYPE_CHECKING:
     from lfm.nets.autoencoder import ImageAutoencoder
@@ -146,7 +146,7 @@ class LatentFlow:
         self.image_shape = (flow["image_channels"], flow["image_height"], flow["image_width"])
         self.latent_shape = (transformer.channels, transformer.size, transformer.size)
         self.classes = transformer.null_label if transformer.label is not None else 0
-        self._velocity = as_velocity(transformer, self.path, flow["prediction"])
+        self._velocity = as_velocity(transformer, self.path, flow["prediction"], LEAST_SIGMA)
         self._autoencoder = autoencoder
         self._passes = 0  # rows that went through the transformer
         for net in (transformer, flow_map):
@@ -300,7 +300,7 @@ class LatentFlow:
                 are taken.
             output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
             batch_size: rows that are integrated together; a lower one is faster for a few images.
-            precision: `float32`, `bf16`, or `auto`, the faster one here.
+            precision: `float32`, `bf16`, or `auto`, the faster one here; `dopri5` works in float32 always.
             progress: called with (images drawn, images in all) after each batch.
 
         Returns:
@@ -396,7 +396,8 @@ class LatentFlow:
             with precision_context(precision, self.device):
                 return _finite(self.flow_map.follow(noise("sample"), y, grid)[at], "samples")
         velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
-        with precision_context(precision, self.device):
+        # An adaptive solver takes bf16's rounding for an error that smaller steps would mend.
+        with precision_context("float32" if s.solver in ADAPTIVE else precision, self.device):
             states = s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
         return _finite(states, "samples")
 
@@ -420,7 +421,7 @@ class LatentFlow:
         coder, pixels = self.autoencoder, self._pixels(images).to(self.device)
         with precision_context(precision, self.device):
             means = [coder.moments(part)[0] for part in pixels.split(batch_size)]
-        return self.scale.normalise(torch.cat(means))
+        return _finite(self.scale.normalise(torch.cat(means)), "latents")
 
     @torch.inference_mode()
     def decode(
@@ -439,9 +440,10 @@ class LatentFlow:
     def _decoded(self, latents: Tensor, output_type: Output, batch_size: int, precision: str, count: int) -> Any:
         """A batch of latents as pictures, the first `count` of them."""
         if output_type == "latent":
-            return latents[:count]
+            return _finite(latents[:count], "latents")
         with precision_context(precision, self.device):
-            pixels = self.autoencoder.decode(self.scale.restore(latents.to(self.device)))[:count]
+            decoded = self.autoencoder.model.decode(self.scale.restore(latents.to(self.device))).sample
+            pixels = self.autoencoder.images(_finite(decoded, "images"))[:count]
         if output_type == "pt":
             return pixels
         array = pixels.cpu().numpy()
@@ -512,7 +514,8 @@ class LatentFlow:
             True
         """
         latents = self._latents(x)
-        return invert(self._guided(self._labels_of(labels, len(latents))), latents, self._grid(steps))
+        velocity = self._guided(self._labels_of(labels, len(latents)))
+        return _finite(invert(velocity, latents, self._grid(steps)), "noises")
 
     @torch.inference_mode()
     def generate(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lfm import random
 from lfm.flow.ema import EMA, decay_at
-from lfm.flow.path import as_velocity, last_time, make_path
+from lfm.flow.path import LEAST_SIGMA, as_velocity, last_time, make_path
 from lfm.flow.schedule import warmup_cosine
 from lfm.nets.flow_map import FlowMap
 from lfm.nets.transformer import Transformer
@@ -39,7 +39,7 @@ class Teacher:
         self.model = load_model(folder, Transformer).to(self.device).requires_grad_(False)
         flow = read_config(folder / "flow.json")
         path = make_path(flow["path"], flow["sigma_min"])
-        self.velocity = as_velocity(self.model, path, flow["prediction"])
+        self.velocity = as_velocity(self.model, path, flow["prediction"], LEAST_SIGMA)
         self.end = last_time(path, divides_by_sigma=flow["prediction"] == "data")
         self.shape = (self.model.channels, self.model.size, self.model.size)
         if self.model.label is None and self.p.guidance_scale != 1:

@@ -55,7 +55,7 @@ def main(context: Context) -> None:
     }
     with context.publish("likelihood") as part:
         write_json(part, result)
-    say(f"likelihood: {result['bits_per_dim']:.4f} ± {result['standard_error']:.4f} bits per latent dimension")
+    say(f"likelihood: {result['bits_per_dim']:.4f} ± {2 * result['standard_error']:.4f} bits per latent dimension")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 and the model that drew them, complete → models/latent_flow/."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +11,15 @@ from lfm.model import LatentFlow
 from lfm.precision import resolve
 from lfm.sampling.sampler import Sampler
 from pipeline.artifacts import hdf5, latents, samples, snapshots
+from pipeline.artifacts.files import read_json
 from pipeline.errors import UserError
 from pipeline.params import SampleParams
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.run import Context, run
 
 REAL = ("validation", "test")
 CLASSES_SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
+FARTHEST = 1.0  # a normalised latent may end from where its way to the noise and back began
 BETWEEN = 8  # pictures from one image to another, both included
 
 
@@ -24,6 +27,15 @@ def sampler(p: SampleParams) -> Sampler:
     """The section `sample`, as the model takes it."""
     values = {name: value for name, value in p.model_dump().items() if name in Sampler._fields}
     return Sampler(**values | {"guidance_interval": tuple(p.guidance_interval)})
+
+
+def never_without_labels(flow: Path) -> bool:
+    """Whether a flow was trained with `train.label_dropout: 0`, as far as its record says."""
+    record = read_json(flow / "record.json")
+    try:
+        return bool(record["params"]["train"]["label_dropout"] == 0)
+    except (KeyError, TypeError):  # of another version
+        return False
 
 
 def draw(
@@ -145,6 +157,11 @@ def main(context: Context) -> None:
     model.sampler = sampler(p)
     if not model.classes and p.guidance_scale != 1:
         raise UserError(f"sample.guidance_scale {p.guidance_scale:g} needs labels, and {flow} knows none; set it to 1")
+    if p.guidance_scale != 1 and never_without_labels(flow):
+        say(
+            f"sample: guidance_scale {p.guidance_scale:g} needs a model that also knows images without labels, and {flow} was "
+            "trained with train.label_dropout: 0; set guidance_scale to 1, or train with 0.1"
+        )
     with (
         hdf5.reading(context.input("latents"), latents.FORMAT) as file,
         hdf5.reading(flow / "progress.h5", snapshots.FORMAT) as states,
@@ -161,6 +178,11 @@ def main(context: Context) -> None:
                 stage.reconstruct(progress)
             stage.trajectories()
             error = stage.through_noise()
+            if error > FARTHEST:
+                raise UserError(
+                    f"sample.inversion_steps is {p.inversion_steps}: on the way to its noise and back a latent moved by "
+                    f"{error:.3g} standard deviations, so neither is of use; raise it, or train the flow for longer"
+                )
             out.add("progress/steps", states.read("steps"))
             pictures = [stage.decode(torch.from_numpy(x)) for x in states.read("latents")]
             out.add("progress/images", np.stack(pictures))

@@ -11,7 +11,7 @@ from lfm import random
 from lfm.flow.coupling import COUPLINGS
 from lfm.flow.ema import EMA, decay_at
 from lfm.flow.loss import WEIGHTINGS, cfm_loss, drop_labels
-from lfm.flow.path import ProbPath, Velocity, as_velocity, last_time, make_path
+from lfm.flow.path import LEAST_SIGMA, ProbPath, Velocity, as_velocity, last_time, make_path
 from lfm.flow.schedule import SCHEDULES
 from lfm.flow.times import sample_times, stratified
 from lfm.nets.latents import LatentScale, draw
@@ -43,7 +43,8 @@ class Result(NamedTuple):
 
 class Validation:
     """The velocity's loss on the validation split, at noise and uniform times that never change: comparable between all
-    couplings, densities of times and predictions."""
+    couplings and densities of times. Not between paths, which have other velocities, nor between predictions: an error of
+    predicted data counts up to 1 / `LEAST_SIGMA` times in the velocity."""
 
     def __init__(self, velocity: Velocity, path: ProbPath, end: float, p: TrainParams, data: Latents) -> None:
         n, shape, device = len(data), data.mean.shape, data.device
@@ -108,7 +109,7 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     path = make_path(f.path, f.sigma_min)
     end = last_time(path, divides_by_sigma=f.prediction == "data")
     ema = EMA(model)
-    average = as_velocity(ema.average, path, f.prediction)
+    average = as_velocity(ema.average, path, f.prediction, LEAST_SIGMA)
     loss_of = partial(cfm_loss, model, path, prediction=f.prediction, weighting=WEIGHTINGS[f.weighting])
     loss_of = compiled(loss_of, data.device, "train") if p.compile else loss_of
     optimizer = torch.optim.AdamW(

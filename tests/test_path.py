@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,20 @@ from torch import Tensor
 from lfm import random
 from lfm.flow.coupling import independent, optimal_transport
 from lfm.flow.loss import cfm_loss
-from lfm.flow.path import PATHS, SHORT_OF_ONE, ProbPath, as_velocity, convert, interpolate, last_time, make_path
+from lfm.flow.path import (
+    LEAST_SIGMA,
+    PATHS,
+    SHORT_OF_ONE,
+    ProbPath,
+    as_velocity,
+    convert,
+    interpolate,
+    last_time,
+    make_path,
+    time_of_sigma,
+)
 from lfm.flow.times import sample_times, stratified
+from lfm.sampling.solver import integrate, time_grid
 from tests.gaussians import mixture_log_density, mixture_velocity
 
 SIGMA_MIN = 1e-3
@@ -82,6 +95,41 @@ def test_a_data_prediction_becomes_a_velocity_and_its_loss_is_of_the_data() -> N
     torch.testing.assert_close(oracle(t, x_t, y), u_t, rtol=1e-9, atol=1e-9)
     off = cfm_loss(lambda t, x, y: x1 + 2, path, x0, x1, t, y, "data")
     assert off.item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_an_error_of_predicted_data_stays_small_in_the_velocity(name: str) -> None:
+    """A data prediction that is off by ε, followed to the end, ends off by about ε, there and back; without a limit to 1 / σ
+    the velocity at the end is off by ε / σ."""
+    path, off = make_path(name, 1e-3), 0.01
+    end = last_time(path, divides_by_sigma=True)
+    velocity = as_velocity(lambda t, x, y: torch.full_like(x, 0.5 + off), path, "data", LEAST_SIGMA)
+    x0, y = torch.linspace(-2, 2, 5, dtype=torch.float64), torch.zeros(5)
+    at_end = torch.tensor(end, dtype=torch.float64)
+    perfect = as_velocity(lambda t, x, y: torch.full_like(x, 0.5), path, "data", LEAST_SIGMA)(at_end, x0, y)
+    last = path(torch.tensor(time_of_sigma(path, LEAST_SIGMA), dtype=torch.float64))
+    assert last.sigma == pytest.approx(LEAST_SIGMA)
+    gain = last.d_alpha - last.d_sigma * last.alpha / last.sigma  # of the prediction, in the velocity
+    torch.testing.assert_close(velocity(at_end, x0, y) - perfect, gain * off * torch.ones(5, dtype=torch.float64))
+    for solver in ("midpoint", "heun", "rk4"):
+        x1 = integrate(lambda t, x: velocity(t, x, y), x0, time_grid(50, end=end), solver).x[-1]
+        assert (x1 - 0.5 - off).abs().max() < LEAST_SIGMA * 2, solver  # what noise is left
+    x1 = integrate(lambda t, x: velocity(t, x, y), x0, time_grid(50, end=end), "rk4").x[-1]
+    back = integrate(lambda t, x: velocity(t, x, y), x1, time_grid(50, end=end).flip(0), "rk4").x[-1]
+    assert (back - x0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: convert(make_path("gvp", 0), "datum", "velocity", x, x, x),
+        lambda x: sample_times("stratifed", x, x, x, 0, 1, 0),
+        lambda x: cfm_loss(lambda t, x, y: x, make_path("gvp", 0), x, x, x, x, "noise"),
+    ],
+)
+def test_an_unknown_name_is_not_taken_for_another(call: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises((KeyError, ValueError), match=r"datum|stratifed|noise"):
+        call(torch.rand(4))
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])

@@ -1,15 +1,20 @@
 """Solvers, the stochastic equation and the likelihood against closed forms."""
 
 import math
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from lfm.flow.path import ProbPath, make_path
+from lfm.errors import ConfigError
+from lfm.flow.path import SHORT_OF_ONE, ProbPath, make_path
+from lfm.sampling.guidance import guided
 from lfm.sampling.inversion import slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
+from lfm.sampling.sampler import Sampler
 from lfm.sampling.solver import FIXED_STEP, euler_maruyama, integrate, time_grid
 from tests.gaussians import mixture_log_density, mixture_velocity
 
@@ -187,3 +192,68 @@ def test_a_step_is_bit_for_bit_that_of_torchdiffeq(solver: str, method: str, bac
 
     theirs = odeint(velocity, x, grid.float(), method=method)
     assert torch.equal(integrate(velocity, x, grid, solver, list(range(12))).x, theirs)
+
+
+# --- guidance intervals ----------------------------------------------------------------------------------------------
+
+NODES = {  # where in a step a solver evaluates the velocity
+    "euler": (Fraction(0),),
+    "midpoint": (Fraction(0), Fraction(1, 2)),
+    "heun": (Fraction(0), Fraction(1)),
+    "rk4": (Fraction(0), Fraction(1, 3), Fraction(2, 3), Fraction(1)),
+    "euler_maruyama": (Fraction(0),),
+}
+
+
+@pytest.mark.parametrize("end", [1.0, SHORT_OF_ONE])
+@pytest.mark.parametrize("solver", NODES)
+def test_passes_in_a_guidance_interval_are_those_of_the_grid(solver: str, end: float) -> None:
+    """In float32, whose tenths are no tenths, for intervals that begin and end on the grid: guided evaluations take both
+    labels at once."""
+    steps = 10
+    x0, grid = torch.zeros(1, 1), time_grid(steps, end=end)
+    for first, last in [(i, j) for i in range(steps + 1) for j in range(i, steps + 1)]:
+        rows = 0
+
+        def model(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            nonlocal rows
+            rows += len(x)
+            return torch.zeros_like(x)
+
+        velocity = guided(model, torch.zeros(1, dtype=torch.int64), 3.0, 1, (first / steps, last / steps))
+        Sampler(solver, steps)(velocity, make_path("cond_ot", 1e-3), x0, grid, lambda i: x0)
+        times = [(i + node) / steps for i in range(steps) for node in NODES[solver]]
+        assert rows == sum(1 + (Fraction(first, steps) <= t <= Fraction(last, steps)) for t in times), (first, last)
+
+
+# --- the adaptive solver at its limits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_adaptive_solver_stays_within_its_times(backward: bool) -> None:
+    seen: list[float] = []
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        seen.append(float(t))
+        return -x
+
+    grid = time_grid(4).flip(0) if backward else time_grid(4)
+    solution = integrate(velocity, torch.ones(2, dtype=torch.float64), grid, "dopri5", [0, 2, 4], 1e-7, 1e-7)
+    assert min(seen) >= 0 and max(seen) <= 1 and solution.nfe == len(seen)
+    sign = 1 if backward else -1
+    expected = torch.tensor([1.0, math.exp(sign / 2), math.exp(sign)], dtype=torch.float64)
+    torch.testing.assert_close(solution.x[:, 0], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "velocity",
+    [
+        lambda t, x: x / (1 - t).square(),  # diverges at the end
+        lambda t, x: torch.sin(1e6 * x),  # rounding is larger than the tolerance
+        lambda t, x: x * math.nan,
+    ],
+    ids=["diverging", "rough", "nan"],
+)
+def test_tolerances_that_cant_be_met_end_in_an_error(velocity: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ConfigError, match="dopri5: rtol 1e-07 and atol 1e-07 can't be met"):
+        integrate(velocity, torch.ones(64), time_grid(4), "dopri5", None, 1e-7, 1e-7)

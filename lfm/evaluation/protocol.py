@@ -133,13 +133,15 @@ def look(
     batch_size: int = 500,
     advance: Callable[[int], object] = lambda n: None,
 ) -> View:
-    """A set of images in a classifier's features alone; it works in float32."""
+    """A set of images in a classifier's features alone; it works in float32. Raises `ConfigError` where they are not finite."""
     device = next(classifier.parameters()).device
     parts = []
     for part in torch.from_numpy(images).split(batch_size):
         parts.append(classifier.features(to_pixels(part.to(device))))
         advance(len(part))
     features = torch.cat(parts)
+    if not bool(features.isfinite().all()):
+        raise ConfigError("classifier: its features are not finite; fetch or train it again")
     logits = classifier.head(features).double().cpu().numpy()
     return View(labels.astype(np.int64), features.double().cpu().numpy(), np.empty((len(labels), 0)), logits)
 

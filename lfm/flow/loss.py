@@ -18,7 +18,7 @@ def squared_error(
 ) -> Tensor:
     """|v(t, x_t, y) − u_t|² of each element (B, ...), or for a model that predicts data |D(t, x_t, y) − x1|²."""
     x_t, u_t = interpolate(path, x0, x1, t)
-    target = u_t if prediction == "velocity" else x1
+    target = {"velocity": u_t, "data": x1}[prediction]
     return (model(t, x_t, y).to(target.dtype) - target).square()
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 Velocity = Callable[..., Tensor]
 
 SHORT_OF_ONE = 1 - 1e-5  # where to stop when something diverges at t = 1
+LEAST_SIGMA = (
+    0.05  # for `as_velocity`: an error of predicted data counts up to 20 times on `cond_ot` (as in "JiT", Li & He 2025)
+)
 
 
 class Coefficients(NamedTuple):
@@ -68,6 +71,15 @@ def last_time(path: ProbPath, divides_by_sigma: bool) -> float:
     return 1.0 if harmless else SHORT_OF_ONE
 
 
+def time_of_sigma(path: ProbPath, sigma: float) -> float:
+    """The t at which σ has fallen to this, by bisection; 1 where it does not fall so far."""
+    low, high = 0.0, 1.0
+    for _ in range(53):  # bits of a float64
+        middle = (low + high) / 2
+        low, high = (middle, high) if path(torch.tensor(middle, dtype=torch.float64)).sigma > sigma else (low, middle)
+    return high
+
+
 def _like(t: Tensor, x: Tensor) -> Tensor:
     """Times (B,) or a scalar, shaped to be multiplied with x (B, ...)."""
     return t.reshape(-1, *[1] * (x.dim() - 1)) if t.dim() else t
@@ -95,9 +107,11 @@ def convert(path: ProbPath, source: str, target: str, value: Tensor, x: Tensor, 
         noise = (c.alpha * value - c.d_alpha * x) / determinant
     elif source == "data":
         data, noise = value, (x - c.alpha * value) / c.sigma
-    else:
+    elif source in ("noise", "score"):
         noise = value if source == "noise" else -c.sigma * value
         data = (x - c.sigma * noise) / c.alpha
+    else:
+        raise ValueError(f"source is {source!r}; accepted: velocity, score, noise, data")
     return {
         "velocity": c.d_alpha * data + c.d_sigma * noise,
         "score": -noise / c.sigma,
@@ -106,8 +120,16 @@ def convert(path: ProbPath, source: str, target: str, value: Tensor, x: Tensor, 
     }[target]
 
 
-def as_velocity(model: Velocity, path: ProbPath, prediction: str) -> Velocity:
-    """A model that predicts `velocity` or `data`, as a velocity (t, x, y) ↦ v for solvers, guidance and validation."""
+def as_velocity(model: Velocity, path: ProbPath, prediction: str, least_sigma: float = 0.0) -> Velocity:
+    """A model that predicts `velocity` or `data`, as a velocity (t, x, y) ↦ v for solvers, guidance and validation.
+
+    Args:
+        least_sigma: where σ has fallen below it, predicted data are converted with the path's coefficients at that σ. The
+            velocity still leads to them, but an error of theirs, divided by σ, no longer outweighs all else. It is one field
+            there and back, so inversion and likelihood are those of what is sampled. (There the velocity of perfect
+            predictions is not the path's.) 0: never.
+    """
     if prediction == "velocity":
         return model
-    return lambda t, x, y: convert(path, prediction, "velocity", model(t, x, y).to(x.dtype), x, t)
+    last = time_of_sigma(path, least_sigma)
+    return lambda t, x, y: convert(path, prediction, "velocity", model(t, x, y).to(x.dtype), x, t.clamp(max=last))

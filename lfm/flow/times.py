@@ -4,6 +4,8 @@ All but `uniform` and `systematic` put one draw in each of B equal bins of proba
 less than with independent times.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,9 +50,10 @@ def sample_times(
     density: str, u: Tensor, order: Tensor, choice: Tensor, mean: float, std: float, uniform_share: float
 ) -> Tensor:
     """Times (B,) of the density of that name from the draws that the functions above describe."""
-    if density == "uniform":
-        return uniform(u)
-    if density == "systematic":
-        return systematic(u, order)
-    t = stratified(u, order)
-    return logit_normal(t, choice, mean, std, uniform_share) if density == "logit_normal" else t
+    densities: dict[str, Callable[[], Tensor]] = {
+        "uniform": lambda: uniform(u),
+        "stratified": lambda: stratified(u, order),
+        "systematic": lambda: systematic(u, order),
+        "logit_normal": lambda: logit_normal(stratified(u, order), choice, mean, std, uniform_share),
+    }
+    return densities[density]()

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from lfm.flow.path import Velocity
 
-ROUNDING = 1e-6  # of a time in float32, with room: steps are 1e-4 apart or more
+# What a time may lie off the interval's end as it is written: it is rounded to float32 (1e-7), and a grid that ends at
+# `lfm.flow.path.SHORT_OF_ONE` is shorter by 1e-5. Equal steps are 1e-4 apart or more.
+ROUNDING = 2e-5
 
 
 def guided(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lfm.errors import ConfigError
 from lfm.flow.path import ProbPath, convert
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -51,6 +52,7 @@ FIXED_STEP = {
     "rk4": FixedStep(_rk4, 4, 4),
 }
 ADAPTIVE = {"dopri5": "dopri5"}  # torchdiffeq's name
+MOST_EVALUATIONS = 10_000  # of an adaptive solver
 
 
 class Solution(NamedTuple):
@@ -80,7 +82,8 @@ def integrate(
     """Follow a velocity along a grid of times, forward or (with a falling grid) backward.
 
     A fixed-step solver steps exactly from one time of the grid to the next, and no result depends on another row of the
-    batch. An adaptive one chooses its own steps, so that the error, taken over the whole batch, meets the tolerances.
+    batch. An adaptive one chooses its own steps, so that the error, taken over the whole batch, meets the tolerances. The
+    velocity is never evaluated outside the grid.
 
     Args:
         velocity: (t, x) ↦ dx/dt, t a scalar tensor.
@@ -89,6 +92,8 @@ def integrate(
         solver: a key of `FIXED_STEP` or `ADAPTIVE`.
         at: places in the grid, rising, at which the state is wanted; by default the last one alone.
         rtol, atol: relative and absolute tolerance of an adaptive solver.
+
+    Raises `ConfigError` where an adaptive solver can't meet its tolerances.
     """
     evaluations = 0
 
@@ -103,7 +108,22 @@ def integrate(
     if solver in ADAPTIVE:
         from torchdiffeq import odeint  # takes scipy with it, a second of imports
 
-        states = odeint(counted, x, grid[stops], method=ADAPTIVE[solver], rtol=rtol, atol=atol)
+        first, last = grid.min(), grid.max()
+
+        def capped(t: Tensor, state: Tensor) -> Tensor:
+            if evaluations == MOST_EVALUATIONS:
+                raise AssertionError(f"{MOST_EVALUATIONS:,} evaluations were not enough")
+            return counted(t.clamp(first, last), state)
+
+        options = {"step_t": grid[stops[1:]]}  # steps end there: none reaches over the last
+        try:
+            states = odeint(capped, x, grid[stops], rtol=rtol, atol=atol, method=ADAPTIVE[solver], options=options)
+        except AssertionError as error:  # torchdiffeq's, of a step that has become too small
+            reason = " ".join(str(error).split())[:100]
+            raise ConfigError(
+                f"{solver}: rtol {rtol:g} and atol {atol:g} can't be met with this model ({reason}); raise them, or choose "
+                "another solver"
+            ) from error
         return Solution(states[[stops.index(i) for i in wanted]], evaluations)
     passed = {0: x}
     for i, (t, end) in enumerate(pairwise(grid), 1):
