@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from tests.conftest import (
     Malicious,
     command,
     context,
+    edited,
     heed_signals,
     parameters,
     run_stage,
@@ -184,7 +186,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one stage and its inputs, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fingerprint, "START_NS", 2**63)
     stage = {"cmd": "run", "params": ["train"], "deps": ["code.py", "folder"], "outs": ["out", "file.json"]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
@@ -249,12 +252,82 @@ def test_a_touched_file_with_the_same_content_was_not_edited(project: Path) -> N
     start.check()
 
 
+def moved_here(folder: Path) -> None:
+    """A file of last year takes the place of the code."""
+    (folder / "old.py").write_text("2")
+    os.utime(folder / "old.py", (1e9, 1e9))
+    (folder / "old.py").replace("code.py")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
+    "edited": (lambda folder: Path("code.py").write_text("2"), True),
+    "its time set back": (lambda folder: os.utime("code.py", (1e9, 1e9)), True),
+    "an old file moved there": (moved_here, True),
+    "nothing": (lambda folder: None, False),
+    "a time to come": (lambda folder: None, False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_code_that_was_edited_while_python_imported_it_is_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(fingerprint, "START_NS", 0)
-    with pytest.raises(UserError, match=r"^code\.py: "):
+    if change == "a time to come":  # unpacked on a machine whose clock is ahead
+        os.utime("code.py", (4e9, 4e9))
+    time.sleep(0.02)  # the kernel's clock for files ticks every 10 ms at most
+    monkeypatch.setattr(fingerprint, "START_NS", time.time_ns())
+    time.sleep(0.02)
+    edit, refused = CHANGES[change]
+    edit(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(UserError, match=r"^code\.py: ") if refused else nullcontext():
         started()
+
+
+def test_bytecode_that_python_takes_for_newer_code_is_removed(project: Path) -> None:
+    """Python compares whole seconds and sizes: an edit in the second of an import, of the same length, goes unnoticed."""
+
+    def read() -> str:
+        words = sys.executable, "-c", "import code_; print(code_.x)"
+        return command(*words, cwd=project, PYTHONDONTWRITEBYTECODE="").stdout
+
+    source, second = Path("code_.py"), 1_700_000_000 * 10**9
+    source.write_text("x = 1")
+    os.utime(source, ns=(second, second))
+    assert read() == "1\n"
+    bytecode = next(Path("__pycache__").iterdir())
+    os.utime(bytecode, ns=(second + 10**8, second + 10**8))
+    source.write_text("x = 2")
+    os.utime(source, ns=(second + 2 * 10**8, second + 2 * 10**8))
+    assert read() == "1\n"  # Python's error
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("code.py", "code_.py"))
+    with pytest.raises(UserError, match=r"^code_\.py: changed within a second"):
+        started()
+    assert read() == "2\n"
+    started()
+
+
+def test_under_dvc_an_input_must_be_what_another_stage_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())
+    stages["stages"]["train"]["deps"] += ["made"]
+    stages["stages"]["before"] = {
+        "cmd": "mkdir folder && echo é > folder/é && echo x | tee made > folder/a",
+        "outs": ["made", "folder"],
+    }
+    Path("dvc.yaml").write_text(yaml.safe_dump(stages))
+    for words in (["init", "--no-scm", "-q"], ["repro", "-q", "before"]):
+        assert command("dvc", *words, cwd=project).returncode == 0
+    monkeypatch.setenv("DVC_STAGE", "train")
+    started()
+    for corrupt in ("made", "folder/é"):
+        with (
+            edited(Path(corrupt), "y"),
+            pytest.raises(UserError, match=f"^{corrupt.split('/')[0]}: corrupt.*make mend"),
+        ):
+            started()
+    started()
+    monkeypatch.delenv("DVC_STAGE")  # a stage by hand works on what is there
+    Path("made").write_text("y")
+    started()
 
 
 def test_the_newest_few_finished_keys_stay_and_one_at_work_is_busy(
