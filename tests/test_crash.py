@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -42,7 +44,7 @@ from tests.conftest import (
     set_params,
     wait_for,
 )
-from tools.mend import mend
+from tools.mend import at_work, mend
 from tools.workspace import outs
 
 # --- checkpoints -------------------------------------------------------------------------------------------------------
@@ -401,21 +403,54 @@ RECORDS: list[tuple[str, str | None, bool]] = [
     ("dvc.lock", WHOLE[:-4], True),
     ("dvc.lock", f"<<<<<<< ours\n{WHOLE}=======\n", False),  # git's to end
     (".dvc/tmp/rwlock", "{}", False),
+    (".dvc/tmp/rwlock", '{"read": {"data": [{"pid": 1, "cmd": "dvc repro"}]}}', True),  # init has that PID now
     (".dvc/tmp/rwlock", '{"write": {"da', True),
     ("reports/.wRu5-zJqA2AozAAmrcEVoQ.tmp", "half", True),
     ("reports/metrics.json", "{}", False),
     (".dvc/cache/runs/ab/abc", None, True),
     (".dvc/cache/runs/ab/abc/def", "cmd: x", False),
+    (".dvc/cache/files/md5/9d/d4e461268c8034f5c8564e155c67a6", "x", False),
+    (".dvc/cache/files/md5/9d/d4e461268c8034f5c8564e155c67a6", "y", True),
+    (".dvc/cache/files/md5/d7/51713988987e9331980363e24189ce.dir", "[]", False),
+    (".dvc/cache/files/md5/d7/51713988987e9331980363e24189ce.dir", "[", True),
+    (".dvc/cache/files/md5/9d/.wRu5-zJqA2AozAAmrcEVoQ.tmp", "half", True),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "removed"), RECORDS)
 def test_mend_removes_what_dvc_had_half_written(tmp_path: Path, name: str, content: str | None, removed: bool) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir() if content is None else path.write_text(content)
-    assert mend(tmp_path) == ([path] if removed else [])
-    assert path.exists() != removed
+    elsewhere = name.replace(".dvc/cache", "store")
+    for project, place in ((tmp_path / "a", name), (tmp_path / "b", elsewhere)):
+        (project / ".dvc").mkdir(parents=True)
+        (project / ".dvc/config.local").write_text(f"[cache]\ndir = {project / 'store'}\n" if place != name else "")
+        path = project / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if content is None else path.write_text(content)
+        assert mend(project) == ([path] if removed else [])
+        assert path.exists() != removed
+
+
+@pytest.mark.parametrize(
+    ("words", "writes"),
+    [
+        ("dvc repro", True),
+        ("dvc exp run --temp", True),
+        ("dvc -q checkout", True),
+        ("python -m stages.train", True),
+        ("dvc exp show --json", False),
+        ("python -m dvc status -q", False),
+        ("dvc plots diff", False),
+        ("vim dvc.yaml", False),
+    ],
+)
+def test_busy_is_what_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, writes: bool) -> None:
+    running = SimpleNamespace(pid=7, info={"cmdline": words.split(), "cwd": str(tmp_path / ".dvc/tmp/exps/x")})
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: [running])
+    assert at_work(tmp_path) == ([7] if writes else [])
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"read": {"data": [{"pid": 7, "cmd": "dvc"}]}}')
+    assert mend(tmp_path) == ([lock] if words.startswith("vim") else [])
 
 
 # --- whole stages ------------------------------------------------------------------------------------------------------
