@@ -37,7 +37,7 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
     coder = ImageAutoencoder(model, pictures.shape[1], (pictures.shape[2], pictures.shape[3])).to(device)
     latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
-    loss_of = compiled(loss_of, device, "autoencoder") if p.compile else loss_of
+    loss_of = compiled(loss_of, "autoencoder") if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)
     curves: Curves = []
     loop = Loop(
