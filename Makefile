@@ -27,7 +27,8 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
 	@$(BIN)/python -m tools.demo
 
-repro: $(STAMP) mend ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
+repro: $(STAMP) ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone
+	@$(BIN)/python -m tools.mend --no-cache
 	@$(BIN)/dvc repro
 
 page: $(STAMP) ## digits in the browser: export of the last run or the bundled model, build, serve; PAGE="--port 8000"
@@ -52,7 +53,7 @@ bench: $(STAMP) ## make repro, watched: seconds and peak memory of every stage t
 torture: $(STAMP) ## 100 kills at random moments, each made good by dvc repro; TORTURE="--kills 10 --seed 1 --jobs 2"
 	@$(BIN)/python -m tests.torture $(TORTURE)
 
-mend: $(STAMP) ## remove records that dvc was killed in the middle of writing, where it can't read them any more
+mend: $(STAMP) ## remove what dvc was killed in the middle of writing, and corrupt files in its cache
 	@$(BIN)/python -m tools.mend
 
 pictures: ## copy the pictures of the last run to docs/, where the README shows them, and photograph its pages

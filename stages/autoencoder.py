@@ -19,7 +19,8 @@ from pipeline import hub
 from pipeline.artifacts import bundled, hdf5, images
 from pipeline.artifacts.files import write_csv, write_json
 from pipeline.errors import UserError
-from pipeline.paths import user_path
+from pipeline.params import format_value
+from pipeline.paths import user_folder
 from pipeline.progress import say
 from pipeline.run import Context, run
 from pipeline.training.checkpoint import State
@@ -37,7 +38,7 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
     coder = ImageAutoencoder(model, pictures.shape[1], (pictures.shape[2], pictures.shape[3])).to(device)
     latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
-    loss_of = compiled(loss_of, device, "autoencoder") if p.compile else loss_of
+    loss_of = compiled(loss_of, "autoencoder") if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)
     curves: Curves = []
     loop = Loop(
@@ -72,8 +73,8 @@ def bring(source: str, revision: str | None, show: bool) -> Path:
 
     Raises `UserError` where it is missing or its content is not the one that `revision` pins.
     """
-    local = user_path(source)
-    if local.is_dir():
+    local = user_folder(source)
+    if local is not None:
         content = digest(local, FILES)
         if revision != content:
             raise UserError(
@@ -81,20 +82,23 @@ def bring(source: str, revision: str | None, show: bool) -> Path:
                 f"set autoencoder.revision: {content}"
             )
         return local
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+    hub_id = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)((?:/\w[\w.-]*)*)", source)
+    if hub_id is None:
         raise UserError(
-            f"autoencoder.source: '{source}' is neither bundled, train, a directory that exists nor a hub id (owner/name); mend it"
+            f"autoencoder.source: {format_value(source)} is neither bundled, train, a directory that exists nor a hub id "
+            "(owner/name, or owner/name/folder); mend it"
         )
+    model, folder = hub_id.groups()
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         try:
-            newest = f"set autoencoder.revision: {hub.newest(source)}"
+            newest = f"set autoencoder.revision: {hub.newest(model)}"
         except Exception as error:  # the hub's client raises many kinds, and this is only a hint
             newest = f"its newest could not be asked for ({type(error).__name__}); copy it from the model's page"
         raise UserError(
-            f"autoencoder.revision is {revision!r}; for the hub's {source} it must be a commit of 40 hex digits: {newest}"
+            f"autoencoder.revision is {revision!r}; for the hub's {model} it must be a commit of 40 hex digits: {newest}"
         )
     try:
-        return hub.files(source, revision, FILES, show)
+        return hub.files(model, revision, [f"{folder}/{name}".lstrip("/") for name in FILES], show)
     except UserError as error:
         raise UserError(f"autoencoder.source: {error}") from error
 

@@ -111,7 +111,7 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     ema = EMA(model)
     average = as_velocity(ema.average, path, f.prediction, LEAST_SIGMA)
     loss_of = partial(cfm_loss, model, path, prediction=f.prediction, weighting=WEIGHTINGS[f.weighting])
-    loss_of = compiled(loss_of, data.device, "train") if p.compile else loss_of
+    loss_of = compiled(loss_of, "train") if p.compile else loss_of
     optimizer = torch.optim.AdamW(
         model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
     )

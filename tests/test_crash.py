@@ -6,11 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -35,13 +38,14 @@ from tests.conftest import (
     arguments,
     command,
     context,
+    edited,
     heed_signals,
     parameters,
     run_stage,
     set_params,
     wait_for,
 )
-from tools.mend import mend
+from tools.mend import at_work, mend
 from tools.workspace import outs
 
 # --- checkpoints -------------------------------------------------------------------------------------------------------
@@ -185,7 +189,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one stage and its inputs, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fingerprint, "START_NS", 2**63)
     stage = {"cmd": "run", "params": ["train"], "deps": ["code.py", "folder"], "outs": ["out", "file.json"]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
@@ -250,12 +255,82 @@ def test_a_touched_file_with_the_same_content_was_not_edited(project: Path) -> N
     start.check()
 
 
+def moved_here(folder: Path) -> None:
+    """A file of last year takes the place of the code."""
+    (folder / "old.py").write_text("2")
+    os.utime(folder / "old.py", (1e9, 1e9))
+    (folder / "old.py").replace("code.py")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
+    "edited": (lambda folder: Path("code.py").write_text("2"), True),
+    "its time set back": (lambda folder: os.utime("code.py", (1e9, 1e9)), True),
+    "an old file moved there": (moved_here, True),
+    "nothing": (lambda folder: None, False),
+    "a time to come": (lambda folder: None, False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_code_that_was_edited_while_python_imported_it_is_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(fingerprint, "START_NS", 0)
-    with pytest.raises(UserError, match=r"^code\.py: "):
+    if change == "a time to come":  # unpacked on a machine whose clock is ahead
+        os.utime("code.py", (4e9, 4e9))
+    time.sleep(0.02)  # the kernel's clock for files ticks every 10 ms at most
+    monkeypatch.setattr(fingerprint, "START_NS", time.time_ns())
+    time.sleep(0.02)
+    edit, refused = CHANGES[change]
+    edit(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(UserError, match=r"^code\.py: ") if refused else nullcontext():
         started()
+
+
+def test_bytecode_that_python_takes_for_newer_code_is_removed(project: Path) -> None:
+    """Python compares whole seconds and sizes: an edit in the second of an import, of the same length, goes unnoticed."""
+
+    def read() -> str:
+        words = sys.executable, "-c", "import code_; print(code_.x)"
+        return command(*words, cwd=project, PYTHONDONTWRITEBYTECODE="").stdout
+
+    source, second = Path("code_.py"), 1_700_000_000 * 10**9
+    source.write_text("x = 1")
+    os.utime(source, ns=(second, second))
+    assert read() == "1\n"
+    bytecode = next(Path("__pycache__").iterdir())
+    os.utime(bytecode, ns=(second + 10**8, second + 10**8))
+    source.write_text("x = 2")
+    os.utime(source, ns=(second + 2 * 10**8, second + 2 * 10**8))
+    assert read() == "1\n"  # Python's error
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("code.py", "code_.py"))
+    with pytest.raises(UserError, match=r"^code_\.py: changed within a second"):
+        started()
+    assert read() == "2\n"
+    started()
+
+
+def test_under_dvc_an_input_must_be_what_another_stage_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())
+    stages["stages"]["train"]["deps"] += ["made"]
+    stages["stages"]["before"] = {
+        "cmd": "mkdir folder && echo é > folder/é && echo x | tee made > folder/a",
+        "outs": ["made", "folder"],
+    }
+    Path("dvc.yaml").write_text(yaml.safe_dump(stages))
+    for words in (["init", "--no-scm", "-q"], ["repro", "-q", "before"]):
+        assert command("dvc", *words, cwd=project).returncode == 0
+    monkeypatch.setenv("DVC_STAGE", "train")
+    started()
+    for corrupt in ("made", "folder/é"):
+        with (
+            edited(Path(corrupt), "y"),
+            pytest.raises(UserError, match=f"^{corrupt.split('/')[0]}: corrupt.*make mend"),
+        ):
+            started()
+    started()
+    monkeypatch.delenv("DVC_STAGE")  # a stage by hand works on what is there
+    Path("made").write_text("y")
+    started()
 
 
 def test_the_newest_few_finished_keys_stay_and_one_at_work_is_busy(
@@ -329,21 +404,54 @@ RECORDS: list[tuple[str, str | None, bool]] = [
     ("dvc.lock", WHOLE[:-4], True),
     ("dvc.lock", f"<<<<<<< ours\n{WHOLE}=======\n", False),  # git's to end
     (".dvc/tmp/rwlock", "{}", False),
+    (".dvc/tmp/rwlock", '{"read": {"data": [{"pid": 1, "cmd": "dvc repro"}]}}', True),  # init has that PID now
     (".dvc/tmp/rwlock", '{"write": {"da', True),
     ("reports/.wRu5-zJqA2AozAAmrcEVoQ.tmp", "half", True),
     ("reports/metrics.json", "{}", False),
     (".dvc/cache/runs/ab/abc", None, True),
     (".dvc/cache/runs/ab/abc/def", "cmd: x", False),
+    (".dvc/cache/files/md5/9d/d4e461268c8034f5c8564e155c67a6", "x", False),
+    (".dvc/cache/files/md5/9d/d4e461268c8034f5c8564e155c67a6", "y", True),
+    (".dvc/cache/files/md5/d7/51713988987e9331980363e24189ce.dir", "[]", False),
+    (".dvc/cache/files/md5/d7/51713988987e9331980363e24189ce.dir", "[", True),
+    (".dvc/cache/files/md5/9d/.wRu5-zJqA2AozAAmrcEVoQ.tmp", "half", True),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "removed"), RECORDS)
 def test_mend_removes_what_dvc_had_half_written(tmp_path: Path, name: str, content: str | None, removed: bool) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir() if content is None else path.write_text(content)
-    assert mend(tmp_path) == ([path] if removed else [])
-    assert path.exists() != removed
+    elsewhere = name.replace(".dvc/cache", "store")
+    for project, place in ((tmp_path / "a", name), (tmp_path / "b", elsewhere)):
+        (project / ".dvc").mkdir(parents=True)
+        (project / ".dvc/config.local").write_text(f"[cache]\ndir = {project / 'store'}\n" if place != name else "")
+        path = project / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if content is None else path.write_text(content)
+        assert mend(project) == ([path] if removed else [])
+        assert path.exists() != removed
+
+
+@pytest.mark.parametrize(
+    ("words", "writes"),
+    [
+        ("dvc repro", True),
+        ("dvc exp run --temp", True),
+        ("dvc -q checkout", True),
+        ("python -m stages.train", True),
+        ("dvc exp show --json", False),
+        ("python -m dvc status -q", False),
+        ("dvc plots diff", False),
+        ("vim dvc.yaml", False),
+    ],
+)
+def test_busy_is_what_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, writes: bool) -> None:
+    running = SimpleNamespace(pid=7, info={"cmdline": words.split(), "cwd": str(tmp_path / ".dvc/tmp/exps/x")})
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: [running])
+    assert at_work(tmp_path) == ([7] if writes else [])
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"read": {"data": [{"pid": 7, "cmd": "dvc"}]}}')
+    assert mend(tmp_path) == ([lock] if words.startswith("vim") else [])
 
 
 # --- whole stages ------------------------------------------------------------------------------------------------------

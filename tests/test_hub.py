@@ -90,11 +90,11 @@ def hub(tmp_path: Path, server: Server) -> Hub:
     return play(server, tmp_path / "vae")
 
 
-def start(home: Path, address: str, **environment: str) -> subprocess.Popen[str]:
+def start(home: Path, address: str, script: str = DOWNLOAD, **environment: str) -> subprocess.Popen[str]:
     own = {"HF_HOME": str(home), "HF_ENDPOINT": address, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"} | environment
     clean = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("HF_")}
     return subprocess.Popen(
-        [sys.executable, "-c", DOWNLOAD], env=clean | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env=clean | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -141,6 +141,14 @@ def test_a_download_asks_for_two_files_at_the_pinned_commit_and_never_again(
     assert f"autoencoder.source: {blob}: " in str(error.value) and "delete it" in str(error.value)
     blob.unlink()
     assert download(home, hub.address) == folder and same(folder, hub)
+
+
+def test_an_autoencoder_may_lie_in_a_folder_of_a_repository(tmp_path: Path, hub: Hub) -> None:
+    hub.files = {path.replace(COMMIT, f"{COMMIT}/vae"): content for path, content in hub.files.items()}
+    script = f"from stages.autoencoder import bring; print(bring({MODEL + '/vae'!r}, {COMMIT!r}, False))"
+    out, err = start(tmp_path / "home", hub.address, script).communicate(timeout=300)
+    assert out.strip() == str(tmp_path / f"home/hub/models--some--vae/snapshots/{COMMIT}/vae"), err
+    assert [(Path(out.strip()) / name).read_bytes() for name in FILES] == list(hub.files.values())
 
 
 def test_a_killed_download_is_resumed_by_the_next(tmp_path: Path, hub: Hub) -> None:

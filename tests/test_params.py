@@ -1,6 +1,7 @@
 """params.yaml: read as DVC reads it, and every parameter refused in every way in which its kind can be wrong."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pipeline.params import load_params, load_yaml, validate_params
 from pipeline.sources.datasets import DATASETS
 from tests.conftest import ROOT, Case, Scene
 from tools.params import CHOICE, PAGE, choices, fields, leaves, reference
-from tools.workspace import apply, read_preset
+from tools.workspace import apply, make_workspace, read_preset
 
 TEXT = (ROOT / "params.yaml").read_text()
 TREE: dict[str, dict[str, Any]] = load_yaml(TEXT)
@@ -76,6 +77,14 @@ def test_yaml_means_what_it_means_to_dvc() -> None:
     odd = "[1e-5, 1.e-5, +1.5e-05, .5, 010, 0o17, 0x1F, 1_000, yes, off, 1:30, ~, {<<: {a: 1}, b: 2}, '5', !!str 5]"
     values = [1e-5, 1e-5, 1.5e-5, 0.5, 10, 15, 31, 1000, "yes", "off", "1:30", None, {"a": 1, "b": 2}, "5", "5"]
     assert repr(load_yaml(odd)) == repr(parse_yaml(odd, "odd.yaml")) == repr(values)
+
+
+def test_a_workspace_has_the_parameters_that_it_was_given(tmp_path: Path) -> None:
+    odd = {"data.root": "1e5", "autoencoder.revision": "0o17", "data.digest": "1_0", "train.learning_rate": 1e-5}
+    (tmp_path / "preset").write_text(" ".join(f'-S "{key}={value!r}"' for key, value in odd.items()))
+    make_workspace(ROOT, tmp_path / "work", tmp_path / "preset")
+    made = load_yaml((tmp_path / "work/params.yaml").read_text())
+    assert {key: made[key.split(".")[0]][key.split(".")[1]] for key in odd} == odd
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------

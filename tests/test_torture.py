@@ -1,5 +1,6 @@
 """The short form of `make torture`: three kills, of three kinds, at work; the long one draws a hundred at any moment."""
 
+import hashlib
 import re
 import shutil
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.entry import read_entry
-from tests.conftest import ROOT, STAGES, command, repro
+from tests.conftest import ROOT, STAGES, command, repro, set_params
 from tests.kills import CHECKPOINT_EVERY, Blow, Pace, recorded, reference, torment
 from tools.workspace import outs
 
@@ -40,6 +41,32 @@ def test_dvc_notices_a_flipped_bit_and_restores_the_file(tiny: Path, tmp_path: P
     for out in (out for stage in STAGES for out in read_entry(stage).outs):
         assert re.search(rf"modified: +{out}\n", status), out
     assert repro(work) == []  # all of it is in the cache
+    assert outs(work) == whole
+
+
+def test_a_corrupt_file_that_dvc_restores_from_its_cache_is_refused_and_mended(tiny: Path, tmp_path: Path) -> None:
+    work, whole = tmp_path / "work", outs(tiny)
+    shutil.copytree(tiny, work)
+    latents, md5 = work / "data/latents.h5", hashlib.md5((tiny / "data/latents.h5").read_bytes()).hexdigest()
+    cached = work / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
+    content = bytearray(cached.read_bytes())
+    content[len(content) // 2] ^= 1
+    cached.chmod(0o644)
+    cached.write_bytes(content)
+    cached.chmod(0o444)  # DVC takes it for what its name says
+    latents.unlink()
+    shutil.rmtree(work / "reports")
+    set_params(work, likelihood__images=40)
+    result = command("dvc", "repro", "likelihood", cwd=work)
+    assert (
+        result.returncode == 255
+        and f"error: data/latents.h5: corrupt, or edited by hand (its md5 is {hashlib.md5(content).hexdigest()}, in dvc.lock {md5})"
+        in result.stderr
+    )
+    set_params(work, likelihood__images=50)
+    assert str(cached) in command("python", "-m", "tools.mend", cwd=work, PYTHONPATH=str(ROOT)).stderr
+    latents.unlink()
+    assert repro(work) == ["encode"]
     assert outs(work) == whole
 
 

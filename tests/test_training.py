@@ -1,6 +1,8 @@
 """The training loop on data small enough to know what must come out."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from lfm.nets.transformer import Transformer
 from lfm.sampling.guidance import guided
 from lfm.sampling.solver import integrate, time_grid
 from pipeline.artifacts.latents import Latents
+from pipeline.errors import UserError
 from pipeline.params import Params
+from pipeline.training.loop import compiled
 from stages.train import SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, snapshot, train
 from tests.conftest import context, parameters
 
@@ -117,3 +121,28 @@ def test_snapshots_are_the_midpoint_rule_of_the_sampling_room(path: str) -> None
     with torch.no_grad():
         expected = integrate(lambda t, x: model(t, x, y), x0, time_grid(SNAPSHOT_STEPS, end=end), "midpoint").x[-1]
     assert torch.equal(snapshot(model, model, end, shape, p.train), expected)
+
+
+COMPILERS = {
+    "a header is missing": ("echo 'In file included from a.cpp:1:' >&2; echo 'a.h:3:10: fatal error: Python.h: none' >&2; exit 1",
+                            "a.h:3:10: fatal error: Python.h: none"),
+    "a library is missing": ("echo '/bin/ld: cannot find -lgomp' >&2; echo 'collect2: error: ld returned 1' >&2; exit 1",
+                             "/bin/ld: cannot find -lgomp"),
+    "it is killed": ("kill -9 $$", "CppCompileError: C++ compile error"),
+    "it is no compiler": (None, "InvalidCxxCompiler: No working C++ compiler found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COMPILERS)
+def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    script, words = COMPILERS[case]
+    compiler = tmp_path / "g++"
+    if script:
+        compiler.write_text(f'#!/bin/sh\ncase "$*" in *--version*) echo "g++ 13.0.0"; exit;; esac\n{script}\n')
+        compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    double = compiled(lambda x: (2 * x).sin(), "train")
+    words = rf"^train\.compile is true.* failed \({re.escape(words)}.*train\.compile: false$"
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), pytest.raises(UserError, match=words):
+        double(torch.ones(3, requires_grad=True))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dump_yaml
 
 from pipeline.errors import UserError
 from pipeline.params import load_yaml, validate_params
@@ -51,7 +51,9 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
         else:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    dump_yaml(
+        target / "params.yaml", params
+    )  # PyYAML writes the string 1e5 as YAML 1.1 has it: DVC would read a number
     (target / ".dvc").mkdir(exist_ok=True)
     config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true")
     (target / ".dvc/config").write_text(config, encoding="utf-8")

@@ -2,7 +2,6 @@
 `data.digest` pins its content."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from lfm.folder import digest as content_digest
 from lfm.folder import listing
 from pipeline.errors import UserError
 from pipeline.params import format_value
-from pipeline.paths import user_path
+from pipeline.paths import user_folder
 from pipeline.progress import Progress, say
 
 BATCH = 1000  # files that are checked, or decoded, before the next ones are
@@ -72,15 +71,12 @@ class Folder(NamedTuple):
 def survey(place: str, digest: str | None, size: int, skip_broken: bool, show: bool) -> Folder:
     """Check every image of a folder. Raises `UserError` if its layout is wrong, if it holds corrupt images that are not to be
     skipped, or if its content is not the one that `digest` pins."""
-    try:
-        root = Path(os.path.realpath(user_path(place)))
-        is_directory = root.is_dir()
-    except (OSError, ValueError, RuntimeError):  # a user's home that does not exist, a NUL in the name
-        is_directory = False
-    if not is_directory:
+    named = user_folder(place)
+    if named is None:
         raise UserError(
             f"data.root: {format_value(place)} is no directory; correct it (relative paths start in the project)"
         )
+    root = named.resolve()
     try:
         parts, classes, listed, notes = listing(root)
     except ConfigError as error:

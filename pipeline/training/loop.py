@@ -3,8 +3,8 @@
 The mathematics stays in the stage: it iterates over steps and does the rest itself.
 """
 
-import os
-import shutil
+import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -16,6 +16,7 @@ from pipeline.run import Context
 from pipeline.training.checkpoint import Checkpoints, State
 
 F = TypeVar("F", bound=Callable[..., object])
+COMPLAINT = re.compile(r"error: |cannot find ")  # of a compiler or linker
 
 
 class Loop:
@@ -56,12 +57,21 @@ class Loop:
         return self.loss
 
 
-def compiled(function: F, device: torch.device, section: str) -> F:
-    """The function through `torch.compile`, which on a CPU needs a C++ compiler; `section` of params.yaml asked for it."""
-    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise UserError(
-            f"{section}.compile is true, but no C++ compiler (g++, clang++ or $CXX) was found; install one or set "
-            f"{section}.compile: false"
-        )
+def compiled(function: F, section: str) -> F:
+    """The function through `torch.compile`, which needs a working C++ compiler, and does so when it is first called. That raises
+    `UserError` where it fails; `section` of params.yaml asked for it."""
     warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
-    return cast(F, torch.compile(function, dynamic=False))
+    faster = torch.compile(function, dynamic=False)
+
+    def call(*arguments: object) -> object:
+        try:
+            return faster(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            lines = str(error).splitlines()  # the compiler's many, or one of torch's
+            reason = next((line for line in lines if COMPLAINT.search(line)), lines[0])
+            raise UserError(
+                f"{section}.compile is true, but compiling in {tempfile.gettempdir()} failed ({reason.strip()}); mend that, or "
+                f"set {section}.compile: false"
+            ) from error
+
+    return cast(F, call)
