@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.machine.process import alone, try_lock
+from pipeline.machine.publish import replacing
 from pipeline.paths import user_path
 from pipeline.progress import say
 
@@ -43,13 +44,12 @@ class Scratch:
         if self.folder is None:
             return
         content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-        part = self.folder / f"writing-{os.getpid()}.part"
-        with part.open("wb") as file:
+        path = self.folder / f"{name}.{hashlib.sha256(content).hexdigest()}.safetensors"
+        with replacing(path) as part, part.open("wb") as file:
             file.write(content)
             file.flush()
             if lasting:
                 os.fsync(file.fileno())
-        part.replace(self.folder / f"{name}.{hashlib.sha256(content).hexdigest()}.safetensors")
 
     def find(self, pattern: str) -> list[Path]:
         """Files whose name matches, in the order of their names."""
