@@ -33,6 +33,7 @@ from pipeline.machine.process import alone, end_with_parent, ending_by_signal
 from pipeline.machine.publish import replacing
 from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
+from pipeline.paths import dvc_root, scratch_home
 from pipeline.progress import Progress, log
 
 WAYS_OUT = {
@@ -124,7 +125,7 @@ def run(main: Callable[[Context], None], name: str | None = None, pipeline: Path
         end_with_parent(PARENT)
         entry = read_entry(name or _asked_for() or Path(main.__code__.co_filename).stem, pipeline)
         params = entry.params()
-        with alone(Path(".dvc/tmp/lfm") / entry.name / "lock"):
+        with alone(scratch_home(dvc_root()) / entry.name / "lock"):
             fingerprint = Fingerprint(entry, params)
             with Context(entry, params, fingerprint) as context:
                 main(context)
