@@ -349,6 +349,8 @@ def load_tree(path: Path) -> Any:
         return load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `git checkout {path}` brings it back") from error
+    except OSError:
+        raise
     except Exception as error:  # ruamel.yaml raises many kinds for bad tags, and RecursionError
         reason = " ".join(str(error).split())
         if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:

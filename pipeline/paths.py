@@ -1,13 +1,29 @@
-"""How paths that a user names are read."""
+"""Where the project lies, and how paths that a user names are read."""
 
 import os
 from pathlib import Path
 
 
+def dvc_root() -> Path:
+    """The nearest folder from the working directory upwards with a `.dvc`: the project's own, or one above it whose DVC
+    repository holds it in a sub-folder."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def scratch_home(root: Path) -> Path:
+    """Where a DVC repository keeps what this project's stages leave unfinished."""
+    return Path(os.path.relpath(root)) / ".dvc/tmp/lfm" / Path.cwd().relative_to(dvc_root())
+
+
+def started_in() -> Path:
+    """The DVC repository in which DVC was started: another one than `dvc_root` in its temporary workspaces."""
+    return Path(os.environ.get("DVC_ROOT") or dvc_root())
+
+
 def user_path(place: str | Path) -> Path:
-    """A path from params.yaml or the environment: relative ones begin in the project where DVC was started, also in its
-    temporary workspaces."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / Path(place).expanduser()
+    """A path from params.yaml or the environment: relative ones begin in the project, the one where DVC was started."""
+    return Path(os.path.relpath(started_in())) / Path.cwd().relative_to(dvc_root()) / Path(place).expanduser()
 
 
 def user_folder(place: str) -> Path | None:

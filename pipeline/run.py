@@ -33,7 +33,20 @@ from pipeline.machine.process import alone, end_with_parent, ending_by_signal
 from pipeline.machine.publish import replacing
 from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
+from pipeline.paths import dvc_root, scratch_home
 from pipeline.progress import Progress, log
+
+WAYS_OUT = {
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "the file system or `ulimit -f` allows no larger file: raise that",
+    errno.EIO: "the disk or network share fails: check it",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it readable and writable"),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "this file system can't lock files: move the project to one that can",
+    ),
+}  # of errors of the machine
 
 
 class Context:
@@ -112,7 +125,7 @@ def run(main: Callable[[Context], None], name: str | None = None, pipeline: Path
         end_with_parent(PARENT)
         entry = read_entry(name or _asked_for() or Path(main.__code__.co_filename).stem, pipeline)
         params = entry.params()
-        with alone(Path(".dvc/tmp/lfm") / entry.name / "lock"):
+        with alone(scratch_home(dvc_root()) / entry.name / "lock"):
             fingerprint = Fingerprint(entry, params)
             with Context(entry, params, fingerprint) as context:
                 main(context)
@@ -145,22 +158,17 @@ def ending_in_one_line() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str | None:
     """An error in one line; None for an internal one."""
-    if _no_space(error):
-        return "no space left on the disk; free some and run `dvc repro` again: it goes on where it stopped"
+    if isinstance(error, UserError | ConfigError):
+        return str(error)
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         reason = " ".join(str(error).split())[:200]
         return f"not enough memory ({reason}); lower batch_size, or the model's width or depth, in params.yaml"
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        assert isinstance(error, OSError)
-        return f"{error.filename or '.'}: {error.strerror}; make it writable and run `dvc repro` again"
-    if isinstance(error, UserError | ConfigError | OSError):
-        return " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
+    refused: BaseException | None = error
+    while refused and getattr(refused, "errno", None) not in WAYS_OUT:
+        refused = refused.__context__  # a library may have put its own words round it
+    if isinstance(refused, OSError) and refused.errno in WAYS_OUT:
+        reason, way = os.strerror(refused.errno).lower(), WAYS_OUT[refused.errno]
+        return f"{refused.filename or 'the disk'}: {reason}; {way}, then run `dvc repro` again: it goes on where it stopped"
+    if isinstance(error, OSError):
+        return " ".join(str(error).split())
     return None
-
-
-def _no_space(error: BaseException | None) -> bool:
-    """Also as HDF5 and safetensors say it, in words alone."""
-    if error is None:
-        return False
-    words = "No space left on device" in str(error) or "StorageFull" in str(error)
-    return words or getattr(error, "errno", None) == errno.ENOSPC or _no_space(error.__context__)

@@ -53,6 +53,16 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(words, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=540)
 
 
+WHO = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def run_in(cwd: Path, *words: str, **environment: str) -> str:
+    """What a command prints that must succeed."""
+    result = command(*words, cwd=cwd, **WHO, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
 def repro(workspace: Path, *targets: str) -> list[str]:
     """`dvc repro` that must succeed; returns the stages that ran."""
     result = command("dvc", "repro", *targets, cwd=workspace)

@@ -16,7 +16,7 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 
 from pipeline.params import load_params, load_yaml
-from tests.conftest import ENVIRONMENT, ROOT, command, ran, wait_for
+from tests.conftest import ENVIRONMENT, ROOT, WHO, command, ran, run_in, wait_for
 from tools.workspace import outs
 
 COMMITTED = [
@@ -27,14 +27,11 @@ COMMITTED = [
     "models/.gitignore",
     "reports/.gitignore",
 ]
-WHO = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 def output(cwd: Path, line: str, **environment: str) -> str:
     """Of a command that must succeed."""
-    result = command(*line.split(), cwd=cwd, **WHO, **environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    return run_in(cwd, *line.split(), **environment)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import diffusers
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from lfm.model import LatentFlow
 from pipeline.artifacts.files import read_json, write_json
@@ -42,7 +42,8 @@ def bundle_classifier(folder: Path) -> None:
     for name in ("config.json", "curves.csv"):
         shutil.copyfile(source / name, folder / name)
     weights = load_file(source / "model.safetensors")
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, folder / "model.safetensors")
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    (folder / "model.safetensors").write_bytes(save(halves))
     record = read_json(source / "record.json") | {"made": made_by("python -m stages.classifier")}
     write_json(folder / "record.json", record)
 

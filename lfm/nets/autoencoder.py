@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lfm.errors import ConfigError
@@ -177,10 +178,11 @@ def loss(model: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float) 
 def save(folder: Path, model: AutoencoderKL | AutoencoderTiny, dtype: torch.dtype = torch.float32) -> None:
     """Write diffusers' layout: configuration and safetensors, without the absolute path that diffusers may add."""
     stored = copy.deepcopy(model).to(dtype=dtype, memory_format=torch.contiguous_format)
-    stored.save_pretrained(folder, safe_serialization=True)
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads(stored.to_json_string())
     config.pop("_name_or_path", None)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / WEIGHTS).write_bytes(save_tensors(stored.state_dict(), {"format": "pt"}))
 
 
 def load(folder: Path) -> AutoencoderKL | AutoencoderTiny:
@@ -205,6 +207,8 @@ def load(folder: Path) -> AutoencoderKL | AutoencoderTiny:
             raise ValueError(f"{len(strangers)} weights are missing or too many, such as {strangers[0]}")
         check_finite(model)
     except Exception as error:  # diffusers raises anything for a damaged configuration
+        for file in (folder / CONFIG, folder / WEIGHTS):
+            file.read_bytes()  # raises what diffusers may have put into words of its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(f"{folder}: the weights can't be read ({reason}); fetch or make them again") from error
     return model.eval().requires_grad_(False)

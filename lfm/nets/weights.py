@@ -1,5 +1,6 @@
 """Models as folders: `config.json` (the constructor's arguments) beside `model.safetensors`. No pickle anywhere."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
 from lfm.errors import ConfigError
@@ -18,9 +19,9 @@ M = TypeVar("M", bound=nn.Module)
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write a model's configuration and weights; `dtype` is what floating-point weights are stored as."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype) for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(save({k: v.contiguous() for k, v in state.items()}))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -46,6 +47,11 @@ def digest(folder: Path, names: Iterable[str]) -> str:
     return total.hexdigest()
 
 
+def refused(error: Exception) -> bool:
+    """Whether it is the machine that can't read a file now, which says nothing of its content."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+
+
 def check_finite(model: nn.Module) -> None:
     """Raises `ValueError` that names a weight which is NaN or infinite."""
     for name, value in model.state_dict().items():
@@ -56,14 +62,15 @@ def check_finite(model: nn.Module) -> None:
 def load_model(folder: Path, build: type[M]) -> M:
     """Read what `save_model` wrote, as float32, in evaluation mode.
 
-    Raises `ConfigError` where a file is missing, damaged or of another architecture.
+    Raises `ConfigError` where a file is missing, damaged or of another architecture, `OSError` where it can't be read now.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
-        model = build(**config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = build(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
         check_finite(model)
     except Exception as error:  # a damaged configuration makes constructors raise anything
+        if refused(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(
             f"{folder}: can't be read as {build.__name__} ({reason}); fetch or make the model again"

@@ -19,7 +19,7 @@ def read_json(path: Path, /, **kinds: Any) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro` to make it") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); delete it and run `dvc repro`") from error
     missing = [key for key in kinds if not isinstance(value, dict) or key not in value]
     if missing:

@@ -5,7 +5,9 @@ that a flipped bit is an error and not a wrong figure; names may hold "/" for gr
 scalars or strings and say what the file is (`format`) and where it came from. No times, no pickled objects.
 """
 
+import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +40,68 @@ def of_splits(**arrays: str) -> dict[str, str]:
     return {f"{split}/{name}": value.replace("rows", split) for split in SPLITS for name, value in arrays.items()}
 
 
-class ArrayWriter:
-    """Writes one HDF5 file in pieces; use it through `writing`."""
+class _Target:
+    """The file that HDF5 writes to. It hears of no error: the library (2.x) crashes where one comes while it closes a file.
+    What can't be written is kept in memory, in case HDF5 reads it again, and `check` raises the error."""
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._place, self._end = file, 0, 0
+        self._error: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raises the first error."""
+        if self._error:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + (self._end if whence == os.SEEK_END else 0)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def write(self, data: memoryview) -> int:
+        try:
+            self.check()
+            self._file.seek(self._place)
+            done = 0
+            while done < len(data):
+                done += self._file.write(data[done:]) or 0
+        except OSError as error:
+            self._error = error
+            self._unwritten.append((self._place, bytes(data)))
+        self._end = max(self._end, self._place + len(data))
+        return len(data)
+
+    def readinto(self, data: memoryview) -> int:
+        self._file.seek(self._place)
+        self._file.readinto(data)
+        for start, content in self._unwritten:
+            first, last = max(start, self._place), min(start + len(content), self._place + len(data))
+            if first < last:
+                data[first - self._place : last - self._place] = content[first - start : last - start]
+        return len(data)
+
+    read = readinto  # h5py asks for it, and calls `readinto`
+
+    def truncate(self, size: int) -> None:
+        self._end = size
+        try:
+            self.check()
+            self._file.truncate(size)
+        except OSError as error:
+            self._error = error
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+class ArrayWriter:
+    """Writes one HDF5 file in pieces; use it through `writing`. Raises `OSError` where the disk does."""
+
+    def __init__(self, file: h5py.File, target: _Target) -> None:
+        self._file, self._target = file, target
 
     def create(self, name: str, shape: Iterable[int], dtype: np.typing.DTypeLike, rows: int | None = None) -> None:
         """Make room for an array; its rows are filled by `put`. A chunk is so many `rows`, by default about 1 MiB of them."""
@@ -54,6 +113,7 @@ class ArrayWriter:
     def put(self, name: str, start: int, rows: np.ndarray) -> None:
         """Fill rows start … start + len(rows) of an array made by `create`."""
         self._file[name][start : start + len(rows)] = rows
+        self._target.check()
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Write a whole array at once."""
@@ -69,8 +129,11 @@ class ArrayWriter:
 @contextmanager
 def writing(path: Path) -> Iterator[ArrayWriter]:
     """Open `path` for writing."""
-    with h5py.File(path, "w") as file:
-        yield ArrayWriter(file)
+    with io.FileIO(path, "w+") as file:
+        target = _Target(file)
+        with h5py.File(target, "w") as opened:
+            yield ArrayWriter(opened, target)
+        target.check()
 
 
 class ArrayFile:
@@ -170,12 +233,15 @@ def reading(path: Path, kind: Format) -> Iterator[ArrayFile]:
 
 @contextmanager
 def _as_user_error(path: Path, what: str) -> Iterator[None]:
-    """Whatever h5py and HDF5 raise for a damaged file, from KeyError to MemoryError, as one `UserError`."""
+    """Whatever h5py and HDF5 raise for a damaged file, from KeyError to MemoryError, as one `UserError`; what the system
+    refused, which has an errno, as that `OSError` with the file's name."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise UserError(f"{path}: {what} ({' '.join(str(error).split())}); {_remake(path)}") from error
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.machine.publish import named
 from pipeline.progress import say
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -111,7 +112,7 @@ def try_lock(path: Path) -> int | None:
     except OSError as error:
         os.close(file)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
+            raise named(error, path) from error
         return None
     os.close(file)  # the folder was cleaned away between opening and locking
     return None

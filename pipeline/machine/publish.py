@@ -1,5 +1,6 @@
 """How an output takes its place: whole, or not at all."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,17 @@ def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[
         if not path.suffix:
             _remove(path)
         part.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         _remove(part)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """What the system refused, with the name of the file where it has none: `write` and `flock` do not know it."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def _remove(path: Path) -> None:

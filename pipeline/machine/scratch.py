@@ -1,6 +1,6 @@
 """Unfinished work that survives the process: files of tensors in a folder that is no out and belongs to one fingerprint.
 
-`.dvc/tmp/lfm/STAGE/KEY/`, in the project where DVC was started, also for its temporary workspaces. A file's name holds
+`.dvc/tmp/lfm/STAGE/KEY/`, in the repository where DVC was started, also for its temporary workspaces. A file's name holds
 the sha256 of its content, so that a truncated or altered one is recognised, named and left out. Tensors alone,
 as safetensors: nothing that is read here can run code.
 """
@@ -20,7 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.machine.process import alone, try_lock
-from pipeline.paths import user_path
+from pipeline.machine.publish import replacing
+from pipeline.paths import scratch_home, started_in
 from pipeline.progress import say
 
 KEPT_KEYS, UNFINISHED_DAYS = 3, 30  # what is finished, and what was ended and never gone on with
@@ -29,7 +30,7 @@ LOCK, DONE = "lock", "done"
 
 def home() -> Path:
     """Where the scratch folders of all stages lie."""
-    return user_path(".dvc/tmp/lfm")
+    return scratch_home(started_in())
 
 
 class Scratch:
@@ -43,13 +44,12 @@ class Scratch:
         if self.folder is None:
             return
         content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-        part = self.folder / f"writing-{os.getpid()}.part"
-        with part.open("wb") as file:
+        path = self.folder / f"{name}.{hashlib.sha256(content).hexdigest()}.safetensors"
+        with replacing(path) as part, part.open("wb") as file:
             file.write(content)
             file.flush()
             if lasting:
                 os.fsync(file.fileno())
-        part.replace(self.folder / f"{name}.{hashlib.sha256(content).hexdigest()}.safetensors")
 
     def find(self, pattern: str) -> list[Path]:
         """Files whose name matches, in the order of their names."""
