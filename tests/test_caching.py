@@ -31,6 +31,7 @@ TABLE = {
     "lfm.folder": "fetch",
     "lfm.model": "sample likelihood | points",
     "lfm.psnr": "autoencoder evaluate",
+    "lfm.sample_data": "fetch",
     "lfm.nets": " | points",
     "lfm.nets.augment": "autoencoder classifier | points",
     "lfm.nets.autoencoder": "autoencoder encode sample likelihood | points",

@@ -19,7 +19,7 @@ from pipeline.page.tables import read_table
 from pipeline.params import Params
 
 METRICS = ("fd_generated", "fd_generated_sd", "fd_generated_vs_floor", "accuracy_test", "psnr", "nfe", "bits_per_dim")
-THINGS = {"mnist": "digits", "digits": "digits"}
+THINGS = {"mnist": "digits", "mnist_sample": "digits"}
 COMPARED = {
     "validation": "validation (reference)",
     "reconstructed": "reconstructed",
