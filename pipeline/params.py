@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Init = Annotated[str, Field(min_length=1)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -68,6 +69,8 @@ class DataParams(_Section):
 class AutoencoderParams(_Section):
     source: Annotated[str, Field(min_length=1)]
     revision: str | None
+    init: Init
+    init_digest: str | None
     seed: Seed
     unshuffle: Annotated[int, AfterValidator(_a_fold)]  # a Literal would take true for 1
     latent_channels: Annotated[int, Field(ge=1, le=64)]
@@ -132,6 +135,8 @@ class FlowParams(_Section):
 
 
 class TrainParams(_Section):
+    init: Init
+    init_digest: str | None
     seed: Seed
     steps: Count
     batch_size: Count
