@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## digits from noise in seconds, then the whole pipeline on a small data set in two minutes
+demo: $(STAMP) ## digits from noise in seconds, then a flow trained from scratch on 6,000 real digits; offline
 	@$(BIN)/python -m tools.demo
 
 repro: $(STAMP) ## the MNIST run: dvc repro, after what it may have left unreadable when it was killed is gone

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lfm.model import LatentFlow, LogProb, Samples
     from lfm.nets.autoencoder import ImageAutoencoder
     from lfm.nets.transformer import Transformer
+    from lfm.sample_data import mnist_sample
     from lfm.sampling.sampler import Sampler
     from lfm.sampling.solver import integrate, time_grid
 
@@ -35,6 +36,7 @@ __all__ = [
     "cfm_loss",
     "integrate",
     "make_path",
+    "mnist_sample",
     "time_grid",
 ]
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "cfm_loss": "lfm.flow.loss",
     "integrate": "lfm.sampling.solver",
     "make_path": "lfm.flow.path",
+    "mnist_sample": "lfm.sample_data",
     "time_grid": "lfm.sampling.solver",
 }
 

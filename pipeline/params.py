@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Init = Annotated[str, Field(min_length=1)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -82,6 +83,8 @@ class AutoencoderParams(_Section):
     revision: str | None = Field(
         description="for a directory its sha256, for a hub id a commit: leave null and the error prints the value"
     )
+    init: Init = Field(description="weights that the training begins with: null (random), bundled, or a folder")
+    init_digest: str | None = Field(description="of the folder's content: leave null and the error prints the value")
     seed: Seed = Field(description="of weights, batch order and noise")
     unshuffle: Annotated[int, AfterValidator(_a_fold)] = Field(  # a Literal would take true for 1
         description="pixels folded into channels before the first convolution: 1, 2 or 4"
@@ -163,6 +166,8 @@ class FlowParams(_Section):
 
 
 class TrainParams(_Section):
+    init: Init = Field(description="weights that the training begins with: null (random), bundled, or a folder")
+    init_digest: str | None = Field(description="of the folder's content: leave null and the error prints the value")
     seed: Seed = Field(description="of weights, batch order, noise, times and dropped labels")
     steps: Count = Field(description="optimiser steps")
     batch_size: Count = Field(description="latents in a batch")

@@ -12,7 +12,6 @@ from lfm.flow.schedule import warmup_cosine
 from lfm.nets import autoencoder
 from lfm.nets.augment import shifted
 from lfm.nets.autoencoder import FILES, ImageAutoencoder
-from lfm.nets.weights import digest
 from lfm.precision import precision, resolve
 from lfm.psnr import psnr
 from pipeline import hub
@@ -24,6 +23,7 @@ from pipeline.paths import user_folder
 from pipeline.progress import say
 from pipeline.run import Context, run
 from pipeline.training.checkpoint import State
+from pipeline.training.init import begin_with, check_digest, init_folder
 from pipeline.training.loop import Loop, compiled
 from pipeline.training.order import batch_rows
 
@@ -35,6 +35,9 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
     p, device = context.params.autoencoder, pictures.device
     torch.manual_seed(random.torch_seed(p.seed, "autoencoder"))
     model = autoencoder.build(p.unshuffle, pictures.shape[1], p.latent_channels, p.widths, p.layers)
+    if p.init is not None:
+        folder = init_folder("autoencoder", p.init, p.init_digest, "autoencoder", FILES)
+        begin_with("autoencoder", p.init, model, autoencoder.load(folder).state_dict())
     coder = ImageAutoencoder(model, pictures.shape[1], (pictures.shape[2], pictures.shape[3])).to(device)
     latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
@@ -75,12 +78,7 @@ def bring(source: str, revision: str | None, show: bool) -> Path:
     """
     local = user_folder(source)
     if local is not None:
-        content = digest(local, FILES)
-        if revision != content:
-            raise UserError(
-                f"autoencoder.revision is {revision!r}, but the content of {source} has {content}; "
-                f"set autoencoder.revision: {content}"
-            )
+        check_digest("autoencoder.revision", revision, source, local, FILES)
         return local
     hub_id = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)((?:/\w[\w.-]*)*)", source)
     if hub_id is None:

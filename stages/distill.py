@@ -108,7 +108,7 @@ def train(context: Context, teacher: Teacher, states: Tensor, labels: Tensor) ->
     model = FlowMap.from_velocity(teacher.model, p.evaluations).train()
     ema = EMA(model)
     loss_of = partial(jump_loss, model)
-    loss_of = compiled(loss_of, device, "distill") if p.compile else loss_of
+    loss_of = compiled(loss_of, "distill") if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.95), weight_decay=0.01, fused=True)
     curve: Curve = []
     loop = Loop(

@@ -28,7 +28,9 @@ def write(file: hdf5.ArrayWriter, name: str, split: Split, progress: Progress) -
 def main(context: Context) -> None:
     p = context.params.data
     data = DATASETS[p.dataset](p, context.params.runtime.progress)
-    train, validation = hold_out(data.train, data.test.labels, p.seed)
+    train, validation = (
+        (data.train, data.validation) if data.validation else hold_out(data.train, data.test.labels, p.seed)
+    )
     splits = {"train": train, "validation": validation, "test": data.test}
     total = sum(len(s.labels) for s in splits.values())
     with context.publish("images") as part, hdf5.writing(part) as file:
@@ -42,6 +44,7 @@ def main(context: Context) -> None:
             test_sha256=sha256["test"],
             **({"class_names": "\n".join(data.names)} if data.names else {}),
             **({"broken": data.broken} if data.broken else {}),
+            **({"part_of_sha256": data.part_of} if data.part_of else {}),
         )
     sizes = " / ".join(f"{len(s.labels):,}" for s in splits.values())
     say(f"{context.output('images')}: {p.dataset}, {sizes} images")

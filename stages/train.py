@@ -16,7 +16,7 @@ from lfm.flow.schedule import SCHEDULES
 from lfm.flow.times import sample_times, stratified
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.transformer import Transformer
-from lfm.nets.weights import save_model
+from lfm.nets.weights import MODEL_FILES, load_model, save_model
 from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, latents, snapshots
 from pipeline.artifacts.files import write_csv, write_json
@@ -25,6 +25,7 @@ from pipeline.params import FlowParams, TrainParams
 from pipeline.progress import say
 from pipeline.run import Context, run
 from pipeline.training.checkpoint import State
+from pipeline.training.init import begin_with, init_folder
 from pipeline.training.loop import Loop, compiled
 
 SNAPSHOT_NOISES, SNAPSHOT_STEPS = 16, 25
@@ -183,6 +184,9 @@ def main(context: Context) -> None:
         classes = int(file.attribute("classes")) if p.model.labels else 0
         torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
         model = Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes)
+        if (init := p.train.init) is not None:
+            folder = init_folder("train", init, p.train.init_digest, "", MODEL_FILES)
+            begin_with("train", init, model, load_model(folder, Transformer).state_dict(), by_class=("label.weight",))
         weights, how = (
             sum(w.numel() for w in model.parameters()),
             "in memory" if isinstance(data, Latents) else "streamed",

@@ -33,7 +33,7 @@ PRETRAINED = ROOT / "lfm/pretrained"
 def test_splits_share_nothing_and_have_the_same_class_counts(tiny: Path) -> None:
     with hdf5.reading(tiny / "data/images.h5", images.FORMAT) as file:
         pixels, labels = ({s: file.read(f"{s}/{a}") for s in SPLITS} for a in ("images", "labels"))
-    assert [len(pixels[s]) for s in SPLITS] == [1197, 300, 300]
+    assert [len(pixels[s]) for s in SPLITS] == [6000, 1000, 1000]
     assert pixels["test"].shape[1:] == (1, 28, 28) and pixels["test"].dtype == np.uint8
     assert np.array_equal(np.bincount(labels["validation"]), np.bincount(labels["test"]))
     rows = {s: {image.tobytes() for image in pixels[s]} for s in SPLITS}
@@ -48,7 +48,7 @@ def test_latents_belong_to_their_images_and_are_normalised(tiny: Path) -> None:
         for split in SPLITS:
             assert np.array_equal(z.read(f"{split}/labels"), x.read(f"{split}/labels"))
         coder = ImageAutoencoder(autoencoder.load(tiny / "models/autoencoder"), 1, (28, 28))
-        rows = random.permutation(0, "test", 0, 1197).numpy()[:64]
+        rows = random.permutation(0, "test", 0, 6000).numpy()[:64]
         with torch.no_grad():
             mean, std = coder.moments(torch.from_numpy(x.read("train/images")[rows]))
         stored_mean, stored_std = (torch.from_numpy(z.read(f"train/{name}")) for name in ("mean", "std"))

@@ -31,6 +31,7 @@ TABLE = {
     "lfm.folder": "fetch",
     "lfm.model": "sample likelihood | points",
     "lfm.psnr": "autoencoder evaluate",
+    "lfm.sample_data": "fetch",
     "lfm.nets": " | points",
     "lfm.nets.augment": "autoencoder classifier second_classifier | points",
     "lfm.nets.autoencoder": "autoencoder encode sample likelihood | points",
@@ -52,7 +53,8 @@ TABLE = {
     "lfm.evaluation.verdict": "evaluate report",
     "pipeline.artifacts": "",
     "pipeline.artifacts.bundled": "autoencoder classifier second_classifier",
-    "pipeline.artifacts.files": "autoencoder classifier second_classifier train distill sample likelihood evaluate report | points report",
+    "pipeline.artifacts.files": "autoencoder classifier second_classifier train distill sample likelihood evaluate report"
+    " | points report",
     "pipeline.artifacts.hdf5": f"{ALL} | points",
     "pipeline.artifacts.images": "fetch autoencoder encode classifier second_classifier evaluate report | points",
     "pipeline.artifacts.latents": "encode train distill sample likelihood",

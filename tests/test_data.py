@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image, ImageDraw
 
+from lfm import sample_data
 from lfm.errors import ConfigError
 from lfm.evaluation.protocol import Settings, check_sizes, flat
 from pipeline import run as runner
@@ -24,11 +26,12 @@ from pipeline.artifacts.hdf5 import SPLITS
 from pipeline.errors import UserError
 from pipeline.page import gallery
 from pipeline.params import Params
+from pipeline.sources.datasets import Split, hold_out
 from pipeline.sources.datasets import folder as load_folder
-from pipeline.sources.datasets import hold_out
 from pipeline.sources.folder import Pictures, survey
 from stages import fetch, sample
-from tests.conftest import ROOT, STAGES, Case, Scene, context, parameters, run_stage, set_params, write_noise
+from tests.conftest import ROOT, STAGES, Case, Digits, Scene, context, parameters, run_stage, set_params, write_noise
+from tools import mnist_sample
 from tools.workspace import make_workspace
 
 IMAGES = Path("data/images.h5")
@@ -362,3 +365,33 @@ def test_data_sets_in_mnists_files_are_fetched_by_their_own_sums(
         assert [file.shape(f"{split}/images") for split in SPLITS] == [(n, 1, 28, 28) for n in (40, 20, 20)]
         assert (file.attribute("dataset"), file.attribute("classes")) == (dataset, 10)
         assert (str(file.attributes.get("class_names", "")).split("\n")[-1] or None) == name
+
+
+# --- the sample of MNIST ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_drawn_from_mnist_again_byte_for_byte(digits: dict[str, Digits]) -> None:
+    splits = {name: Split(images.numpy(), labels.numpy().astype(np.uint8)) for name, (images, labels) in digits.items()}
+    assert mnist_sample.packed(splits) == sample_data.FILE.read_bytes()
+
+
+def test_the_sample_has_mnists_proportions_and_no_image_in_two_splits() -> None:
+    sample = sample_data.mnist_sample()
+    assert [len(split.labels) for split in sample.values()] == [6000, 1000, 1000]
+    assert len({i.tobytes() for split in sample.values() for i in split.images}) == 8000
+    mnist_test = np.array([980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])  # its class counts
+    for split in (sample["validation"], sample["test"]):
+        assert np.abs(np.bincount(split.labels) - mnist_test / 10).max() < 1
+    assert sample_data.FILE.stat().st_size < 2e6 and "CC BY-SA 3.0" in (sample_data.FILE.parent / "NOTICE").read_text()
+
+
+def test_the_bundled_weights_serve_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lfm").symlink_to(ROOT / "lfm")
+    for stage in ("fetch", "autoencoder", "classifier"):
+        p = parameters(data__dataset="mnist_sample")
+        import_module(f"stages.{stage}").main(context(stage, p))
+    with hdf5.reading(IMAGES, images.FORMAT) as file:
+        assert images.fitted_on(file, json.loads(Path("models/classifier/record.json").read_text())["train_sha256"])
+        assert not images.fitted_on(file, "0" * 64)
+        np.testing.assert_array_equal(file.read("validation/images"), sample_data.mnist_sample()["validation"].images)

@@ -18,12 +18,14 @@ import pytest
 from lfm.errors import ConfigError
 from lfm.nets import autoencoder
 from lfm.nets.classifier import Classifier
-from lfm.nets.weights import load_model
+from lfm.nets.transformer import Transformer
+from lfm.nets.weights import MODEL_FILES, load_model, save_model
 from pipeline.artifacts import bundled, hdf5, images
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.hdf5 import ArrayFile, Format
 from pipeline.errors import UserError
 from pipeline.machine.publish import replacing
+from pipeline.training.init import begin_with, init_folder
 from stages.autoencoder import bring
 from tests import test_data, test_hub, test_params, test_sources
 from tests.conftest import ROOT, Case, Scene, command, write_noise
@@ -98,6 +100,20 @@ def load_autoencoder(edit: Callable[[Path], object]) -> Callable[[Scene], object
     return act
 
 
+def init_of(changes: dict[str, int]) -> Callable[[Scene], object]:
+    """Begin with a flow of other sizes; without any, with one that no digest pins."""
+
+    def act(scene: Scene) -> None:
+        sizes = {"patch_size": 2, "block": "dit", "width": 32, "depth": 1, "heads": 2, "mlp_ratio": 4, "classes": 3}
+        source = Transformer(4, 4, **sizes)  # type: ignore[arg-type]
+        save_model(scene.tmp / "flow", source, source.config)
+        if changes:
+            begin_with("train", "flow", Transformer(4, 4, **sizes | changes), source.state_dict())  # type: ignore[arg-type]
+        init_folder("train", str(scene.tmp / "flow"), None, "", MODEL_FILES)
+
+    return act
+
+
 def split_weights(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"encoder.conv_in.weight": "diffusion_pytorch_model.bin"}}
     (folder / f"{autoencoder.WEIGHTS}.index.json").write_text(json.dumps(index))
@@ -143,6 +159,11 @@ ERRORS: dict[str, Case] = {
     "JSON, cut": flow_json("{"),
     "JSON, a list": flow_json("[]"),
     "JSON, no such key": flow_json('{"a": 1}'),
+    "init, no folder": (UserError, "train.init", lambda scene: init_folder("train", "no\0", None, "", ["x"])),
+    "init, no digest": (UserError, "train.init_digest", init_of({})),
+    "init, another size": (UserError, "train.init", init_of({"width": 64})),
+    "init, a folder without weights": (
+        ConfigError, "config.json", lambda scene: init_folder("train", str(scene.tmp), None, "", MODEL_FILES)),
     "autoencoder, no folder": (UserError, "autoencoder.source", lambda scene: bring(str(scene.tmp / "no"), None, False)),
     "autoencoder, no such user": (UserError, "autoencoder.source", lambda scene: bring("~nosuchuser/x", None, False)),
     "autoencoder, NUL": (UserError, "autoencoder.source", lambda scene: bring("a\0b", None, False)),

@@ -69,7 +69,7 @@ def test_the_params_of_the_project_are_valid_and_frozen() -> None:
 
 
 def test_the_registry_of_data_sets_decides_which_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DATASETS, "letters", DATASETS["digits"])
+    monkeypatch.setitem(DATASETS, "letters", DATASETS["mnist_sample"])
     assert validate_params(changed(data__dataset="letters"), "params.yaml").data.dataset == "letters"
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from lfm.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:

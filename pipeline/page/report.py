@@ -27,7 +27,7 @@ METRICS = (
     "nfe",
     "bits_per_dim",
 )
-THINGS = {"mnist": "digits", "digits": "digits"}
+THINGS = {"mnist": "digits", "mnist_sample": "digits"}
 COMPARED = {
     "validation": "validation (reference)",
     "reconstructed": "reconstructed",

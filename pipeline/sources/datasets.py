@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
-from lfm import random
+from lfm import random, sample_data
 from pipeline.errors import UserError
 from pipeline.params import DataParams, format_value
 from pipeline.sources import idx
@@ -24,8 +23,12 @@ class Split(NamedTuple, Generic[Images]):
 
 
 class Data(NamedTuple):
-    train: Split  # validation images included
+    train: Split  # with the validation images, unless they are given
     test: Split
+    validation: Split | None = None
+    part_of: str = (
+        ""  # `digest` of the training split that `train` was drawn from: weights fitted on that serve here too
+    )
     names: Sequence[str] = ()  # of the classes, where they are more than their numbers
     broken: int = 0  # images left out
 
@@ -52,24 +55,22 @@ def torchvision(kind: str, named: bool = True) -> Callable[[DataParams, bool], D
         arrays = [idx.parse(file.name, fetch(file, known.mirrors, show)) for file in files]
         train, train_labels, test, test_labels = arrays
         return Data(
-            Split(train[:, None], train_labels), Split(test[:, None], test_labels), known.classes if named else ()
+            Split(train[:, None], train_labels), Split(test[:, None], test_labels), names=known.classes if named else ()
         )
 
     return load
 
 
-# --- scikit-learn's digits -----------------------------------------------------------------------------------------------
+# --- the sample of MNIST that comes with the package ---------------------------------------------------------------------
+
+# `digest` of MNIST's training split with data.seed 0, on which the bundled weights were fitted.
+MNIST_TRAIN = "1a0c5ba40d61354c4bd8609b6ff4ce872bc9be0475d9405fabf05133992b5b3e"
 
 
-def digits(p: DataParams, show: bool) -> Data:
-    """1,797 digits of 8×8 (values 0–16), enlarged to 28×28: 1,497 for training, the last 300 for test."""
-    from sklearn.datasets import load_digits
-
-    small, labels = load_digits(return_X_y=True)
-    grey = (small.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    large = np.stack([np.asarray(Image.fromarray(g).resize((28, 28), Image.Resampling.BICUBIC)) for g in grey])
-    images, labels = large[:, None], labels.astype(np.uint8)
-    return Data(Split(images[:-300], labels[:-300]), Split(images[-300:], labels[-300:]))
+def mnist_sample(p: DataParams, show: bool) -> Data:
+    """Its three splits as they are: a validation split drawn anew would hold images that the bundled weights know."""
+    train, validation, test = (Split(*split) for split in sample_data.mnist_sample().values())
+    return Data(train, test, validation, MNIST_TRAIN)
 
 
 # --- a folder of the user's images -----------------------------------------------------------------------------------------
@@ -93,14 +94,14 @@ def folder(p: DataParams, show: bool) -> Data:
                 f"least 2 for test, and more than that for training, as many again being for validation: {2 * PARTS} in all "
                 "where a seventh is drawn"
             )
-    return Data(train, test, content.classes, content.broken)
+    return Data(train, test, names=content.classes, broken=content.broken)
 
 
 DATASETS: dict[str, Callable[[DataParams, bool], Data]] = {
     "mnist": torchvision("MNIST", named=False),
     "fashion_mnist": torchvision("FashionMNIST"),  # Xiao et al. 2017: ten kinds of clothes
     "kmnist": torchvision("KMNIST"),  # Clanuwat et al. 2018: ten characters of old Japanese handwriting
-    "digits": digits,
+    "mnist_sample": mnist_sample,  # 6,000 / 1,000 / 1,000 of its images, offline
     "folder": folder,
 }
 

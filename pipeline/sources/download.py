@@ -55,7 +55,7 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
         answers.append(f"{place}: {data}")
     raise UserError(
         f"{file.name} (expected md5 {file.md5}) could not be fetched. Tried {'; '.join(answers)}. "
-        f"Ways out: go online, or set {MIRROR} to a directory or URL that holds it, or set data.dataset: digits in "
+        f"Ways out: go online, or set {MIRROR} to a directory or URL that holds it, or set data.dataset: mnist_sample in "
         "params.yaml, which needs no download"
     )
 
