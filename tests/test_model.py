@@ -448,3 +448,31 @@ def test_public_names_are_those_that_are_listed() -> None:
     assert all(getattr(lfm, name).__name__ == name for name in lfm.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = lfm.nothing
+
+
+@pytest.mark.parametrize("part", ["transformer", "autoencoder"])
+def test_weights_that_overflow_end_in_an_error_instead_of_black_images(latents: Tensor, part: str) -> None:
+    spoilt = small()
+    module = spoilt.transformer if part == "transformer" else spoilt.autoencoder.model
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1e30)
+    images = np.zeros((1, 1, 28, 28), np.uint8)
+    calls: list[Callable[[], object]] = [lambda: spoilt.sample(3, seed=0, batch_size=1, steps=2, solver="midpoint")]
+    if part == "transformer":
+        calls += [lambda: spoilt.invert(latents, 3, 2), lambda: spoilt.log_prob(latents, 3, steps=1)]
+        calls += [lambda: spoilt.generate(latents, 3, steps=2, output_type="latent")]
+    else:
+        calls += [lambda: spoilt.decode(latents), lambda: spoilt.encode(images)]
+    for call in calls:
+        with pytest.raises(ConfigError, match="not finite"):
+            call()
+
+
+def test_the_adaptive_solver_works_in_float32(model: LatentFlow) -> None:
+    s = Sampler("dopri5", steps=2, rtol=0.1, atol=0.1)
+    drawn = [
+        model.sample(3, seed=0, sampler=s, output_type="latent", batch_size=1, precision=kind)
+        for kind in ("float32", "bf16")
+    ]
+    assert drawn[0].nfe == drawn[1].nfe and torch.equal(drawn[0].images, drawn[1].images)  # type: ignore[arg-type]

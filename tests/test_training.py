@@ -1,5 +1,6 @@
 """The training loop on data small enough to know what must come out."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.artifacts.latents import Latents
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.training.loop import compiled
+from stages.sample import never_without_labels
 from stages.train import SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, snapshot, train
 from tests.conftest import context, parameters
 
@@ -146,3 +148,11 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     words = rf"^train\.compile is true.* failed \({re.escape(words)}.*train\.compile: false$"
     with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), pytest.raises(UserError, match=words):
         double(torch.ones(3, requires_grad=True))
+
+
+def test_guidance_that_a_model_never_learnt_is_seen(tmp_path: Path) -> None:
+    for dropout, expected in ((0, True), (0.1, False)):
+        (tmp_path / "record.json").write_text(json.dumps({"params": {"train": {"label_dropout": dropout}}}))
+        assert never_without_labels(tmp_path) is expected
+    (tmp_path / "record.json").write_text("{}")
+    assert not never_without_labels(tmp_path)
