@@ -33,13 +33,12 @@ def cells(text: str) -> list[tuple[str, str]]:
 
 def execute(code: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     """Run a cell; its outputs, as the notebook format (4.5) has them: what it printed, and the value of its last line."""
-    *lines, last = ast.parse(code).body
+    lines = ast.parse(code).body
+    last = lines.pop() if isinstance(lines[-1], ast.Expr) else None
     printed, value = io.StringIO(), None
     with contextlib.redirect_stdout(printed):
-        if not isinstance(last, ast.Expr):
-            lines, last = [*lines, last], None
         exec(compile(ast.Module(lines, []), "<cell>", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
