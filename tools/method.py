@@ -36,7 +36,7 @@ def paths() -> tuple[Tensor, Tensor, Tensor]:
         return convert(path, "data", "velocity", weights @ data, x, t)
 
     generator = torch.Generator().manual_seed(0)
-    noise = 0.8 * torch.randn(NOISES, 2, generator=generator)
+    noise = torch.randn(NOISES, 2, generator=generator)
     partner = data[torch.randint(len(data), (NOISES,), generator=generator)]
     return data, partner, integrate(velocity, noise, time_grid(STEPS), "midpoint", list(range(STEPS + 1))).x
 
