@@ -54,7 +54,8 @@ class _Section(BaseModel):
 class DataParams(_Section):
     dataset: one_of("pipeline.sources.datasets:DATASETS") = Field(description="where the images come from")  # type: ignore[valid-type]
     seed: Seed = Field(
-        description="draws the validation split; for a folder the order of the images too, and the test split if it has none"
+        description="draws the validation split, which mnist_sample has already; for a folder the order of the images too, "
+        "and the test split if it has none"
     )
     root: Annotated[str, Field(min_length=1)] | None = Field(
         description="the directory; a relative one begins in the project"
@@ -84,7 +85,7 @@ class AutoencoderParams(_Section):
         description="for a directory its sha256, for a hub id a commit: leave null and the error prints the value"
     )
     init: Init = Field(description="weights that the training begins with: null (random), bundled, or a folder")
-    init_digest: str | None = Field(description="of the folder's content: leave null and the error prints the value")
+    init_digest: str | None = Field(description="sha256 of these weights: leave null and the error prints the value")
     seed: Seed = Field(description="of weights, batch order and noise")
     unshuffle: Annotated[int, AfterValidator(_a_fold)] = Field(  # a Literal would take true for 1
         description="pixels folded into channels before the first convolution: 1, 2 or 4"
@@ -167,7 +168,7 @@ class FlowParams(_Section):
 
 class TrainParams(_Section):
     init: Init = Field(description="weights that the training begins with: null (random), bundled, or a folder")
-    init_digest: str | None = Field(description="of the folder's content: leave null and the error prints the value")
+    init_digest: str | None = Field(description="sha256 of these weights: leave null and the error prints the value")
     seed: Seed = Field(description="of weights, batch order, noise, times and dropped labels")
     steps: Count = Field(description="optimiser steps")
     batch_size: Count = Field(description="latents in a batch")
