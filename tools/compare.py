@@ -54,7 +54,8 @@ FOR_ALL = ("data.", "classifier.", "evaluate.")
 TARGET = (*LATENTS, "flow.path", "flow.sigma_min")  # of the validation loss, whose noise and times never change
 # By the beginning of a figure's name; of several the longest.
 DIRECTIONS = {
-    "fd_": Metric(-1), "fd_validation": Metric(0), "fd_pixels_validation": Metric(0), "fd_generated_sd": Metric(0), "fd_generated_error": Metric(0),
+    "fd_": Metric(-1), "fd_validation": Metric(0), "fd_pixels_validation": Metric(0),
+    "fd_generated_sd": Metric(0), "fd_generated_error": Metric(0),
     "kid_": Metric(-1), "kid_validation": Metric(0),
     "precision": Metric(1), "recall": Metric(1), "density": Metric(1), "coverage": Metric(1),
     "two_sample_": Metric(-1), "two_sample_validation": Metric(0),
