@@ -247,3 +247,28 @@ def test_progress_never_ends_a_stage(tmp_path: Path, stderr: str) -> None:
     script = f'set -o pipefail; python -c "{code}" {stderr if ">out" in stderr else ">out " + stderr}'
     result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (result.returncode, (tmp_path / "out").read_text()) == (0, "end\n")
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_signal_counts_whatever_became_of_stderr(tmp_path: Path, stderr: str) -> None:
+    code = "import os; from pipeline.machine.process import ending_by_signal\nwith ending_by_signal(): os.kill(os.getpid(), 15)"
+    assert (
+        command("bash", "-c", f"exec python -c '{code}' {stderr}", cwd=tmp_path, PYTHONPATH=str(ROOT)).returncode == 143
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "words"),
+    [
+        ("ulimit -v 300000", {}, r"torch can't be loaded \(.*ulimit -v"),
+        ("", {"PYTHONSAFEPATH": "1"}, "TMP: .*; unset PYTHONSAFEPATH"),
+        ("", {}, f"TMP: .*; run `cd {re.escape(str(ROOT))}` first"),
+    ],
+)
+def test_an_odd_environment_is_told_before_a_stage_begins(
+    tmp_path: Path, before: str, environment: dict[str, str], words: str
+) -> None:
+    script = f"{before}\nexec python -m stages.fetch"
+    result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT), **environment)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert re.match(f"error: {words}".replace("TMP", re.escape(str(tmp_path))), result.stderr)

@@ -43,7 +43,7 @@ def ending_by_signal() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            print(f"ended by {signal.Signals(received[0]).name}", file=sys.stderr)
+            say(f"ended by {signal.Signals(received[0]).name}")
             sys.exit(128 + received[0])
 
 
