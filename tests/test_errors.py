@@ -124,6 +124,19 @@ def other_files(folder: Path) -> None:
     (folder / autoencoder.WEIGHTS).write_bytes(b"\x80\x04pickle")
 
 
+def endless(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / autoencoder.CONFIG).read_text())
+        (folder / autoencoder.CONFIG).write_text(json.dumps(config | {name: 10**7}))
+
+    return edit
+
+
+def load_deep(scene: Scene) -> None:
+    save_model(scene.tmp, Classifier(1, 10), {"channels": 1, "classes": 10, "depth": 10**7})
+    load_model(scene.tmp, Classifier)
+
+
 def load_classifier(scene: Scene) -> None:
     (scene.tmp / "config.json").write_text('{"channels": 1, "classes": 10}')
     (scene.tmp / "model.safetensors").write_bytes(b"\x80\x04pickle")
@@ -174,6 +187,8 @@ ERRORS: dict[str, Case] = {
     "autoencoder, split weights": (ConfigError, "index.json", load_autoencoder(split_weights)),
     "autoencoder, pickle only": (ConfigError, autoencoder.WEIGHTS,
                                  load_autoencoder(lambda folder: (folder / autoencoder.WEIGHTS).unlink())),
+    "autoencoder, endless layers": (ConfigError, "layers_per_block", load_autoencoder(endless("layers_per_block"))),
+    "classifier, endless layers": (ConfigError, "depth", load_deep),
     "autoencoder, another model": (ConfigError, "_class_name", load_autoencoder(other_files)),
     "classifier, no files": (ConfigError, "Classifier", lambda scene: load_model(scene.tmp, Classifier)),
     "classifier, not safetensors": (ConfigError, "Classifier", load_classifier),
