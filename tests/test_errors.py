@@ -84,7 +84,7 @@ def point_elsewhere(path: Path) -> None:
 def flow_json(text: str | None) -> Case:
     def act(scene: Scene) -> None:
         if text is not None:
-            Path("flow.json").write_text(text)
+            Path("flow.json").write_text(text, encoding="utf-8")
         read_json(Path("flow.json"), scale=float)
 
     return UserError, "flow.json", act

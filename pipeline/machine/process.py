@@ -85,7 +85,7 @@ def alone(path: Path, waiting: str | None = None) -> Iterator[None]:
     deadline, announced = time.monotonic() + PATIENCE_S, False
     while (lock := try_lock(path)) is None:
         if time.monotonic() > deadline and not announced:
-            owner = path.read_text().strip() or "unknown"
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
             if waiting is None or owner == str(os.getpid()):
                 raise UserError(
                     f"{path}: busy, process {owner} works on the same; wait for it or stop it, then run again"
