@@ -73,7 +73,7 @@ def train(name: str, flags: str, stages: Sequence[str], source: Path) -> tuple[P
     workspace, and the seconds of its last stage."""
     workspace, preset = FOLDER / name, FOLDER / f"{name}.preset"
     FOLDER.mkdir(exist_ok=True)
-    preset.write_text(flags)
+    preset.write_text(flags, encoding="utf-8")
     make_workspace(Path(), workspace, preset)
     (workspace / source).parent.mkdir(exist_ok=True)
     (workspace / source).unlink(missing_ok=True)

@@ -121,7 +121,8 @@ def run(main: Callable[[Context], None], name: str | None = None, pipeline: Path
     with ending_in_one_line():
         root = Path(__file__).resolve().parent.parent
         if root != Path.cwd().resolve():
-            raise UserError(f"{Path.cwd()}: stages run in the project's root; run `cd {root}` first")
+            way = "unset PYTHONSAFEPATH (or python's -P)" if sys.flags.safe_path else f"run `cd {root}` first"
+            raise UserError(f"{Path.cwd()}: stages run in the project's root, and this one's code is in {root}; {way}")
         end_with_parent(PARENT)
         entry = read_entry(name or _asked_for() or Path(main.__code__.co_filename).stem, pipeline)
         params = entry.params()

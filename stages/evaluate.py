@@ -121,9 +121,7 @@ def settings_of(context: Context) -> Settings:
 
 def check_same_data(classifier: Path, pictures: ArrayFile, drawn: ArrayFile) -> None:
     """Raises `UserError` where images, samples and classifier are not of one data set."""
-    expected, dataset = pictures.attribute("dataset"), drawn.attribute("dataset")
-    if dataset != expected:
-        raise UserError(f"samples: of data set '{dataset}', but the images are of '{expected}'; run `dvc repro`")
+    samples.check_images(drawn, pictures)
     fitted = read_json(classifier / "record.json", train_sha256=str)["train_sha256"]
     if not images.fitted_on(pictures, fitted):
         raise UserError(f"{classifier}: fitted on other images ({fitted[:12]}…) than these; run `dvc repro`")

@@ -1,6 +1,9 @@
 """Pictures, and one page with everything on it → reports/pictures/*.png and reports/report.html."""
 
+import numpy as np
+
 from pipeline.artifacts import hdf5, images, samples
+from pipeline.errors import UserError
 from pipeline.page.gallery import GALLERY, Sources, class_names
 from pipeline.page.pictures import sheet
 from pipeline.page.report import render
@@ -15,6 +18,10 @@ def main(context: Context) -> None:
         hdf5.reading(context.input("images"), images.FORMAT) as file,
         hdf5.reading(context.input("samples"), samples.FORMAT) as drawn,
     ):
+        samples.check_images(drawn, file)
+        labels = file.read("test/labels")
+        if not np.array_equal(test["label"], labels) or len(generated["label"]) != len(labels):
+            raise UserError(f"{tables}: of other test images than {context.input('images')}; run `dvc repro`")
         sources = Sources(file, drawn, generated, test, class_names(file, context.input("images")))
         pictures = [draw(sources) for draw in GALLERY]
         html = render(

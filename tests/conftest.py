@@ -27,6 +27,7 @@ from lfm.model import LatentFlow
 from pipeline import http as transfer
 from pipeline import run as runner
 from pipeline.artifacts import hdf5, images
+from pipeline.machine import fingerprint
 from pipeline.params import Params, load_yaml, validate_params
 from pipeline.run import Context
 from pipeline.sources import datasets
@@ -185,6 +186,7 @@ def workspace(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The copy as the working directory, where stages run in this process; without unfinished work."""
     monkeypatch.chdir(copy)
     monkeypatch.setattr(runner, "__file__", str(copy / "pipeline/run.py"))
+    monkeypatch.setattr(fingerprint, "START_NS", 2**63)  # the copy is younger than this process
     monkeypatch.setenv("LFM_DEVICE", "cpu")
     shutil.rmtree(copy / ".dvc/tmp", ignore_errors=True)
     return copy

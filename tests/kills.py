@@ -175,7 +175,7 @@ def the_stage(dvc: int, stage: str) -> psutil.Process | None:
     listed = Path(f"/proc/{dvc}/task/{dvc}/children")  # of Linux: cheaper than a look at all processes
     try:
         if listed.exists():
-            children = [psutil.Process(int(child)) for child in listed.read_text().split()]
+            children = [psutil.Process(int(child)) for child in listed.read_text(encoding="utf-8").split()]
         else:
             children = psutil.Process(dvc).children()
         return next((c for c in children if c.cmdline()[1:] == arguments(stage)), None)

@@ -214,7 +214,7 @@ def test_a_changed_parameter_reruns_the_stages_that_track_it(
     changeable: Path, monkeypatch: pytest.MonkeyPatch, section: str
 ) -> None:
     monkeypatch.chdir(changeable)
-    tree = load_yaml(Path("params.yaml").read_text())
+    tree = load_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree[section] = dict.fromkeys(PARAMS[section], "something else")
     with edited(changeable / "params.yaml", yaml.safe_dump(tree)), Repo(str(changeable)) as repo:
         status = repo.status()

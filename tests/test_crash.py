@@ -193,11 +193,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fingerprint, "START_NS", 2**63)
     stage = {"cmd": "run", "params": ["train"], "deps": ["code.py", "folder"], "outs": ["out", "file.json"]}
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}), encoding="utf-8")
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
-    Path("code.py").write_text("1")
+    Path("code.py").write_text("1", encoding="utf-8")
     Path("folder").mkdir()
-    Path("folder/a").write_text("a")
+    Path("folder/a").write_text("a", encoding="utf-8")
     return tmp_path
 
 
@@ -212,7 +212,7 @@ def test_a_key_follows_from_parameters_inputs_code_and_machine(project: Path, mo
     set_params(project, runtime__progress=False, sample__seed=1)
     assert started().key() == keys[0]
     for path in ("folder/b", "code.py"):
-        Path(path).write_text("2")
+        Path(path).write_text("2", encoding="utf-8")
         keys.append(started().key())
     set_params(project, train__seed=1)
     keys.append(started().key())
@@ -226,8 +226,8 @@ def test_a_key_follows_from_parameters_inputs_code_and_machine(project: Path, mo
 
 
 EDITS: dict[str, tuple[Callable[[], object], str]] = {
-    "code": (lambda: Path("code.py").write_text("2"), "code.py: "),
-    "a new input": (lambda: Path("folder/b").write_text("2"), "folder: "),
+    "code": (lambda: Path("code.py").write_text("2", encoding="utf-8"), "code.py: "),
+    "a new input": (lambda: Path("folder/b").write_text("2", encoding="utf-8"), "folder: "),
     "no input": (lambda: shutil.rmtree("folder"), "folder: "),
     "parameters": (lambda: set_params(Path(), train__seed=1), "params.yaml: train "),
 }
@@ -263,7 +263,7 @@ def moved_here(folder: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
-    "edited": (lambda folder: Path("code.py").write_text("2"), True),
+    "edited": (lambda folder: Path("code.py").write_text("2", encoding="utf-8"), True),
     "its time set back": (lambda folder: os.utime("code.py", (1e9, 1e9)), True),
     "an old file moved there": (moved_here, True),
     "nothing": (lambda folder: None, False),
@@ -294,15 +294,17 @@ def test_bytecode_that_python_takes_for_newer_code_is_removed(project: Path) -> 
         return command(*words, cwd=project, PYTHONDONTWRITEBYTECODE="").stdout
 
     source, second = Path("code_.py"), 1_700_000_000 * 10**9
-    source.write_text("x = 1")
+    source.write_text("x = 1", encoding="utf-8")
     os.utime(source, ns=(second, second))
     assert read() == "1\n"
     bytecode = next(Path("__pycache__").iterdir())
     os.utime(bytecode, ns=(second + 10**8, second + 10**8))
-    source.write_text("x = 2")
+    source.write_text("x = 2", encoding="utf-8")
     os.utime(source, ns=(second + 2 * 10**8, second + 2 * 10**8))
     assert read() == "1\n"  # Python's error
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("code.py", "code_.py"))
+    Path("dvc.yaml").write_text(
+        Path("dvc.yaml").read_text(encoding="utf-8").replace("code.py", "code_.py"), encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"^code_\.py: changed within a second"):
         started()
     assert read() == "2\n"
@@ -310,13 +312,13 @@ def test_bytecode_that_python_takes_for_newer_code_is_removed(project: Path) -> 
 
 
 def test_under_dvc_an_input_must_be_what_another_stage_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
     stages["stages"]["train"]["deps"] += ["made"]
     stages["stages"]["before"] = {
         "cmd": "mkdir folder && echo é > folder/é && echo x | tee made > folder/a",
         "outs": ["made", "folder"],
     }
-    Path("dvc.yaml").write_text(yaml.safe_dump(stages))
+    Path("dvc.yaml").write_text(yaml.safe_dump(stages), encoding="utf-8")
     for words in (["init", "--no-scm", "-q"], ["repro", "-q", "before"]):
         assert command("dvc", *words, cwd=project).returncode == 0
     monkeypatch.setenv("DVC_STAGE", "train")
@@ -329,7 +331,7 @@ def test_under_dvc_an_input_must_be_what_another_stage_made(project: Path, monke
             started()
     started()
     monkeypatch.delenv("DVC_STAGE")  # a stage by hand works on what is there
-    Path("made").write_text("y")
+    Path("made").write_text("y", encoding="utf-8")
     started()
 
 

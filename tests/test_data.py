@@ -85,6 +85,7 @@ def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monk
     set_params(workspace, **{f"data__{key}": value for key, value in data.items()}, model__patch_size=5)
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(runner, "__file__", str(workspace / "pipeline/run.py"))
+    monkeypatch.setattr("pipeline.machine.fingerprint.START_NS", 2**63)  # the workspace is younger than this process
     for name in STAGES:
         run_stage(name)
     with hdf5.reading(IMAGES, images.FORMAT) as file:
@@ -96,7 +97,7 @@ def test_a_folder_of_colour_images_goes_through_every_stage(tmp_path: Path, monk
         assert file.shape("transfer/images") == (3, 3, 3, 40, 40)
     page = Path("reports/report.html").read_text(encoding="utf-8")
     assert "21 images generated from noise" in page and "2 square" in page and "digit" not in page
-    assert json.loads(Path("reports/metrics.json").read_text())["psnr"] > 0
+    assert json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))["psnr"] > 0
     with Image.open("reports/pictures/samples.png") as picture:
         assert picture.mode == "RGB"
 
@@ -392,6 +393,8 @@ def test_the_bundled_weights_serve_the_sample(tmp_path: Path, monkeypatch: pytes
         p = parameters(data__dataset="mnist_sample")
         import_module(f"stages.{stage}").main(context(stage, p))
     with hdf5.reading(IMAGES, images.FORMAT) as file:
-        assert images.fitted_on(file, json.loads(Path("models/classifier/record.json").read_text())["train_sha256"])
+        assert images.fitted_on(
+            file, json.loads(Path("models/classifier/record.json").read_text(encoding="utf-8"))["train_sha256"]
+        )
         assert not images.fitted_on(file, "0" * 64)
         np.testing.assert_array_equal(file.read("validation/images"), sample_data.mnist_sample()["validation"].images)

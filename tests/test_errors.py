@@ -84,7 +84,7 @@ def point_elsewhere(path: Path) -> None:
 def flow_json(text: str | None) -> Case:
     def act(scene: Scene) -> None:
         if text is not None:
-            Path("flow.json").write_text(text)
+            Path("flow.json").write_text(text, encoding="utf-8")
         read_json(Path("flow.json"), scale=float)
 
     return UserError, "flow.json", act
@@ -122,6 +122,19 @@ def split_weights(folder: Path) -> None:
 def other_files(folder: Path) -> None:
     (folder / autoencoder.CONFIG).write_text('{"channels": 1, "classes": 10}')
     (folder / autoencoder.WEIGHTS).write_bytes(b"\x80\x04pickle")
+
+
+def endless(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / autoencoder.CONFIG).read_text())
+        (folder / autoencoder.CONFIG).write_text(json.dumps(config | {name: 10**7}))
+
+    return edit
+
+
+def load_deep(scene: Scene) -> None:
+    save_model(scene.tmp, Classifier(1, 10), {"channels": 1, "classes": 10, "depth": 10**7})
+    load_model(scene.tmp, Classifier)
 
 
 def load_classifier(scene: Scene) -> None:
@@ -174,6 +187,8 @@ ERRORS: dict[str, Case] = {
     "autoencoder, split weights": (ConfigError, "index.json", load_autoencoder(split_weights)),
     "autoencoder, pickle only": (ConfigError, autoencoder.WEIGHTS,
                                  load_autoencoder(lambda folder: (folder / autoencoder.WEIGHTS).unlink())),
+    "autoencoder, endless layers": (ConfigError, "layers_per_block", load_autoencoder(endless("layers_per_block"))),
+    "classifier, endless layers": (ConfigError, "depth", load_deep),
     "autoencoder, another model": (ConfigError, "_class_name", load_autoencoder(other_files)),
     "classifier, no files": (ConfigError, "Classifier", lambda scene: load_model(scene.tmp, Classifier)),
     "classifier, not safetensors": (ConfigError, "Classifier", load_classifier),
@@ -247,3 +262,28 @@ def test_progress_never_ends_a_stage(tmp_path: Path, stderr: str) -> None:
     script = f'set -o pipefail; python -c "{code}" {stderr if ">out" in stderr else ">out " + stderr}'
     result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (result.returncode, (tmp_path / "out").read_text()) == (0, "end\n")
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_signal_counts_whatever_became_of_stderr(tmp_path: Path, stderr: str) -> None:
+    code = "import os; from pipeline.machine.process import ending_by_signal\nwith ending_by_signal(): os.kill(os.getpid(), 15)"
+    assert (
+        command("bash", "-c", f"exec python -c '{code}' {stderr}", cwd=tmp_path, PYTHONPATH=str(ROOT)).returncode == 143
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "words"),
+    [
+        ("ulimit -v 300000", {}, r"torch can't be loaded \(.*ulimit -v"),
+        ("", {"PYTHONSAFEPATH": "1"}, "TMP: .*; unset PYTHONSAFEPATH"),
+        ("", {}, f"TMP: .*; run `cd {re.escape(str(ROOT))}` first"),
+    ],
+)
+def test_an_odd_environment_is_told_before_a_stage_begins(
+    tmp_path: Path, before: str, environment: dict[str, str], words: str
+) -> None:
+    script = f"{before}\nexec python -m stages.fetch"
+    result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT), **environment)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert re.match(f"error: {words}".replace("TMP", re.escape(str(tmp_path))), result.stderr)

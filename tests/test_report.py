@@ -62,7 +62,7 @@ def test_without_labels_and_with_names_that_hold_markup(
     for main, stage in ((evaluate.main, "evaluate"), (report.main, "report")):
         main(context(stage, load_params()))
     text = Path("reports/report.html").read_text(encoding="utf-8")
-    assert "accuracy_generated" not in json.loads(Path("reports/metrics.json").read_text())
+    assert "accuracy_generated" not in json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
     assert "accuracy" not in read_csv(Path("reports/tables/conditions.csv"))["name"] and "no labels" in text
     assert "<script" not in text and text.count("&lt;script&gt;&#39;&#34;&amp;") > 10
 

@@ -47,7 +47,7 @@ def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.Monkey
             torch.testing.assert_close(seen, 0.18215 * z, rtol=2.0**-22, atol=0)
     model = load_model(Path("models/flow"), Transformer)
     assert sum(w.numel() for w in model.parameters()) + model.positions.numel() == 129_537_808
-    assert np.isfinite(json.loads(Path("models/flow/record.json").read_text())["validation_loss"])
+    assert np.isfinite(json.loads(Path("models/flow/record.json").read_text(encoding="utf-8"))["validation_loss"])
     with hdf5.reading(Path("data/samples.h5"), samples.FORMAT) as file:
         assert file.shape("generated/images") == (4, 1, 28, 28)
         assert file.attribute("labelled") == 0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lfm.errors import ConfigError
 from lfm.nets.latents import LatentScale
-from lfm.nets.weights import check_finite
+from lfm.nets.weights import check_counts, check_finite
 
 logging.set_verbosity_error()
 
@@ -193,12 +193,14 @@ def load(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     if (folder / INDEX).exists():
         raise ConfigError(f"{folder}: holds {INDEX}, weights in several files, which can't be checked; remove it")
     try:
-        name = str(json.loads((folder / CONFIG).read_text()).get("_class_name"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name = str(config.get("_class_name"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder / CONFIG}: not a JSON object ({error}); fetch the file again") from error
     if name not in CLASSES:
         raise ConfigError(f"{folder / CONFIG}: _class_name is {name}; accepted are {' and '.join(CLASSES)}")
     try:
+        check_counts(config, folder / WEIGHTS)
         model, report = CLASSES[name].from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
         )

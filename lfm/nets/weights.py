@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import nn
 
@@ -15,6 +16,7 @@ from lfm.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 MODEL_FILES = ("config.json", "model.safetensors")
+LAYERS = {"depth", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks"}  # ours, and diffusers' names
 
 
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
@@ -53,6 +55,16 @@ def refused(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 
 
+def check_counts(config: dict[str, Any], weights: Path) -> None:
+    """Raises `ValueError` where a configuration asks for more layers than there are tensors: building them would not end."""
+    with safe_open(weights, "pt") as file:
+        tensors = len(file.keys())
+    for name in LAYERS & config.keys():
+        counts = config[name] if isinstance(config[name], list) else [config[name]]
+        if any(isinstance(count, int) and count > tensors for count in counts):
+            raise ValueError(f"{name} is {config[name]}, and {weights.name} holds {tensors} tensors")
+
+
 def check_finite(model: nn.Module) -> None:
     """Raises `ValueError` that names a weight which is NaN or infinite."""
     for name, value in model.state_dict().items():
@@ -66,7 +78,9 @@ def load_model(folder: Path, build: type[M]) -> M:
     Raises `ConfigError` where a file is missing, damaged or of another architecture, `OSError` where it can't be read now.
     """
     try:
-        model = build(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        check_counts(config, folder / "model.safetensors")
+        model = build(**config)
         model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
         check_finite(model)
     except Exception as error:  # a damaged configuration makes constructors raise anything

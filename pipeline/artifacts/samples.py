@@ -1,6 +1,9 @@
 """samples.h5: generated images, real ones through the autoencoder, and real ones through their noise."""
 
-from pipeline.artifacts.hdf5 import Format
+import numpy as np
+
+from pipeline.artifacts.hdf5 import ArrayFile, Format
+from pipeline.errors import UserError
 
 FORMAT = Format(
     "lfm-samples/1",
@@ -24,3 +27,12 @@ FORMAT = Format(
     },
     {"nfe": float, "inversion_error": float, "labelled": int, "seed": int, "dataset": str},
 )
+
+
+def check_images(drawn: ArrayFile, images: ArrayFile) -> None:
+    """Raises `UserError` where samples are not of these images: stages that are run by hand may be of several data sets."""
+    expected, dataset = images.attribute("dataset"), drawn.attribute("dataset")
+    if dataset != expected:
+        raise UserError(f"samples: of data set '{dataset}', but the images are of '{expected}'; run `dvc repro`")
+    if not np.array_equal(drawn.read("generated/labels"), images.read("test/labels")):
+        raise UserError(f"samples: drawn for other test images than these of '{expected}'; run `dvc repro`")

@@ -43,7 +43,7 @@ def ending_by_signal() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            print(f"ended by {signal.Signals(received[0]).name}", file=sys.stderr)
+            say(f"ended by {signal.Signals(received[0]).name}")
             sys.exit(128 + received[0])
 
 
@@ -85,7 +85,7 @@ def alone(path: Path, waiting: str | None = None) -> Iterator[None]:
     deadline, announced = time.monotonic() + PATIENCE_S, False
     while (lock := try_lock(path)) is None:
         if time.monotonic() > deadline and not announced:
-            owner = path.read_text().strip() or "unknown"
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
             if waiting is None or owner == str(os.getpid()):
                 raise UserError(
                     f"{path}: busy, process {owner} works on the same; wait for it or stop it, then run again"
