@@ -1,4 +1,4 @@
-"""`make setup` where uv, pip or Python are not as it would like them, and after it was killed. Its packages are replaced by none."""
+"""`make setup` where uv, pip or Python are not as it would like them, and after it was killed. It has no packages to install."""
 
 import os
 import shutil
@@ -27,7 +27,9 @@ build-backend = "hatchling.build"
 [tool.hatch.build.targets.wheel]
 packages = ["empty"]
 """
-OLD_UV = '#!/bin/sh\n[ "$3" = --help ] && exec echo usage: uv pip install\necho "error: unexpected argument" >&2; exit 2\n'
+OLD_UV = (
+    '#!/bin/sh\n[ "$3" = --help ] && exec echo usage: uv pip install\necho "error: unexpected argument" >&2; exit 2\n'
+)
 OLD_PYTHON = "#!/bin/sh\nexit 1\n"  # `sys.exit(sys.version_info < (3, 11))`
 
 

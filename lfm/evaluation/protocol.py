@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -86,7 +86,7 @@ class View(NamedTuple):
         rows = np.arange(len(self.labels))
         others = self.logits.copy()
         others[rows, self.labels] = -np.inf
-        return self.logits[rows, self.labels] - np.logaddexp.reduce(others, axis=1)
+        return self.logits[rows, self.labels] - reduce(np.logaddexp, others.T)
 
 
 class Resampled(NamedTuple):
