@@ -1,11 +1,19 @@
 # Every target does all the set-up it needs. `make help` lists them.
 SHELL := /bin/bash
-BIN := .venv/bin
-UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+# make VENV=.venv-3.13 PYTHON=python3.13 check: another environment beside it, with another Python.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+  $(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
+# uv, where there is one that knows dependency groups (0.7 or later); else it is installed into the environment.
+UV := $(shell uv pip install --help 2>/dev/null | grep -q -e --group && command -v uv || echo $(BIN)/uv)
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # TORCH_BACKEND=cpu make setup: a build of torch without CUDA, where the download can be reached.
 TORCH := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
-STAMP := .venv/.set-up
+STAMP := $(VENV)/.set-up
+UNFINISHED := $(VENV)/.unfinished
 SHOOT := $(or $(shell command -v chromium),$(shell command -v google-chrome),chromium) --headless --no-sandbox --hide-scrollbars --log-level=3
 
 .DEFAULT_GOAL := help
@@ -17,12 +25,16 @@ help: ## this list
 setup: $(STAMP) ## everything the other targets need, in .venv
 
 $(STAMP): pyproject.toml requirements.lock
-	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python '>=3.11' .venv; } || python3 -m venv .venv
-	@command -v $(UV) >/dev/null || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
-	@echo "set-up: packages into .venv (torch alone is several GB; once)"
+	@{ test -f $(BIN)/activate && test ! -e $(UNFINISHED); } || rm -rf $(VENV) # made in part, by a set-up that was killed
+	@test -d $(VENV) || { command -v uv >/dev/null && uv venv -q --python $(or $(PYTHON),'>=3.11') $(VENV); } || \
+	  { test "$(PYTHON)" && $(PYTHON) -m venv --clear $(VENV); } || \
+	  { echo "error: no Python 3.11 or later on PATH; install one, or name it: make PYTHON=/path/to/python3 setup" >&2; exit 2; }
+	@touch $(UNFINISHED)
+	@test -x $(UV) || { $(BIN)/python -m ensurepip >/dev/null 2>&1; $(BIN)/python -m pip install -q uv; }
+	@echo "set-up: packages into $(VENV) (torch alone is several GB; once)"
 	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python $(TORCH) -r pyproject.toml --extra export --group pipeline --group test -c requirements.lock
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --editable .
-	@touch $@
+	@rm $(UNFINISHED) && touch $@
 
 demo: $(STAMP) ## digits from noise in seconds, then a flow trained from scratch on 6,000 real digits; offline
 	@$(BIN)/python -m tools.demo
@@ -34,10 +46,10 @@ repro: $(STAMP) ## the MNIST run: dvc repro, after what it may have left unreada
 page: $(STAMP) ## digits in the browser: export of the last run or the bundled model, build, serve; PAGE="--port 8000"
 	@$(BIN)/python -m tools.page $(PAGE)
 
-test: check .venv/.peers ## checks and tests
-	@$(BIN)/python -m pytest
+test: check $(VENV)/.peers ## checks and tests
+	@$(BIN)/python -m pytest $(TESTS)
 
-.venv/.peers: $(STAMP) tests/peers.txt
+$(VENV)/.peers: $(STAMP) tests/peers.txt
 	@$(UV) pip install -q --no-deps --python $(BIN)/python -r tests/peers.txt
 	@touch $@
 

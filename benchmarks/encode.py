@@ -64,7 +64,7 @@ def main() -> None:
     )
     print("| | images a second, median | least | most |\n|---|---|---|---|")
     for name, rates in {"bare forward pass": forward, "encoded, kept and assembled": stage}.items():
-        print(f"| {name} | {np.median(rates):,.0f} | {rates.min():,.0f} | {rates.max():,.0f} |")
+        print(f"| {name} | {np.median(rates):,.0f} | {np.min(rates):,.0f} | {np.max(rates):,.0f} |")
     print(f"\nratio, median of {TIMES} pairs: {np.median(stage / forward):.3f}")
 
 

@@ -89,7 +89,7 @@ def _fitted(ink: Image.Image, box: int) -> tuple[Image.Image, bool]:
     fine = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
     padded = Image.new("L", (fine.width + 2, fine.height + 2))
     padded.paste(fine, (1, 1))
-    area, inside = (np.asarray(x, float).sum() for x in (padded, padded.filter(ImageFilter.MinFilter(3))))
+    area, inside = (float(np.asarray(x, float).sum()) for x in (padded, padded.filter(ImageFilter.MinFilter(3))))
     width = 2 * area / max(1.0, area - inside)  # of the strokes: twice their area by their outline
     grow = round((STROKE * FINE - width) / 2)
     if grow > 0:
@@ -99,7 +99,7 @@ def _fitted(ink: Image.Image, box: int) -> tuple[Image.Image, bool]:
     scale = box / max(fine.size)
     small = fine.resize((max(1, round(fine.width * scale)), max(1, round(fine.height * scale))), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32)
-    return Image.fromarray((pixels * (255 / max(1.0, pixels.max()))).round().astype(np.uint8)), grow > 0
+    return Image.fromarray((pixels * (255 / np.maximum(1.0, np.max(pixels)))).round().astype(np.uint8)), grow > 0
 
 
 def _centred(pixels: np.ndarray, size: int) -> Image.Image:

@@ -740,7 +740,7 @@ def _check_output(output_type: object, precision: object = "float32") -> None:
 def _rows(rows: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
     """Row numbers (n,) int64, by default 0 … n − 1."""
     numbers = np.arange(n) if rows is None else np.asarray(rows)
-    if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+    if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
         raise ConfigError(f"rows are {_short(numbers)}; accepted: {n} whole numbers from 0, one an image")
     return numbers.astype(np.int64)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -96,7 +96,7 @@ class View(NamedTuple):
         rows = np.arange(len(self.labels))
         others = self.logits.copy()
         others[rows, self.labels] = -np.inf
-        return self.logits[rows, self.labels] - np.logaddexp.reduce(others, axis=1)
+        return self.logits[rows, self.labels] - reduce(np.logaddexp, others.T)
 
 
 def flat(images: np.ndarray) -> np.ndarray:
