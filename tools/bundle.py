@@ -7,6 +7,8 @@ import datetime
 import os
 import platform
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,15 @@ def made_by(command: str) -> dict[str, Any]:
     }
 
 
-def bundle_classifier(folder: Path) -> None:
-    """models/classifier → lfm/pretrained/classifier."""
-    source = Path("models/classifier")
+def bundle_classifier(name: str, folder: Path) -> None:
+    """models/NAME → lfm/pretrained/NAME."""
+    source = Path("models") / name
     for name in ("config.json", "curves.csv"):
         shutil.copyfile(source / name, folder / name)
     weights = load_file(source / "model.safetensors")
     halves = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     (folder / "model.safetensors").write_bytes(save(halves))
-    record = read_json(source / "record.json") | {"made": made_by("python -m stages.classifier")}
+    record = read_json(source / "record.json") | {"made": made_by(f"python -m stages.classifier {name}")}
     write_json(folder / "record.json", record)
 
 
@@ -53,13 +55,19 @@ def bundle_mnist(folder: Path) -> None:
     LatentFlow.from_pretrained("models/latent_flow").save_pretrained(folder, torch.float16)
     for name in FLOW_FILES:
         shutil.copyfile(Path("models/flow") / name, folder / name)
-    record = read_json(folder / "record.json") | {"made": made_by("python -m stages.train")}
+    for name in ("record.json", "curves.csv"):
+        shutil.copyfile(Path("models/flow_map") / name, folder / "flow_map" / name)
+    record = read_json(folder / "record.json") | {"made": made_by("python -m stages.train and stages.distill")}
     write_json(folder / "record.json", record)
     for name in ("record.json", "curves.csv"):  # of the autoencoder: as it was bundled, or as it was trained now
         shutil.copyfile(Path("models/autoencoder") / name, folder / "autoencoder" / name)
 
 
-BUNDLES = {"classifier": bundle_classifier, "mnist": bundle_mnist}
+BUNDLES: dict[str, Callable[[Path], None]] = {
+    "classifier": partial(bundle_classifier, "classifier"),
+    "second_classifier": partial(bundle_classifier, "second_classifier"),
+    "mnist": bundle_mnist,
+}
 
 
 @click.command(help=__doc__)
