@@ -85,7 +85,7 @@ def fork(stage: str, fault: Fault, log: Path) -> Result:
         told = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     counts, file = json.loads(told) if told else ({}, "")
-    return Result(code, log.read_text(errors="replace"), counts, file)
+    return Result(code, log.read_text(encoding="utf-8", errors="replace"), counts, file)
 
 
 def names(line: str, file: str) -> bool:

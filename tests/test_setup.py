@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def script(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
 
 

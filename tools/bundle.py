@@ -41,8 +41,8 @@ def made_by(command: str) -> dict[str, Any]:
 def bundle_classifier(name: str, folder: Path) -> None:
     """models/NAME → lfm/pretrained/NAME."""
     source = Path("models") / name
-    for name in ("config.json", "curves.csv"):
-        shutil.copyfile(source / name, folder / name)
+    for file in ("config.json", "curves.csv"):
+        shutil.copyfile(source / file, folder / file)
     weights = load_file(source / "model.safetensors")
     halves = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     (folder / "model.safetensors").write_bytes(save(halves))
