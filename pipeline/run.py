@@ -42,6 +42,7 @@ WAYS_OUT = {
     errno.EFBIG: "the file system or `ulimit -f` allows no larger file: raise that",
     errno.EIO: "the disk or network share fails: check it",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it readable and writable"),
+    errno.EAGAIN: "another process has it open for writing: close that",  # HDF5's lock
     **dict.fromkeys(
         (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
         "this file system can't lock files: move the project to one that can",

@@ -188,6 +188,16 @@ def test_a_file_with_other_contents_is_named(
     assert error.startswith((name, str(Path(name).parent), "samples")) and words in error
 
 
+def test_a_file_that_another_process_writes_is_not_to_be_deleted(
+    workspace: Path, error_of: Callable[[str], str]
+) -> None:
+    with h5py.File(IMAGES, "r+"):
+        error = error_of("encode")
+    assert (
+        error.startswith(f"{IMAGES}: ") and "another process has it open for writing" in error and "delete" not in error
+    )
+
+
 def test_a_checkpoint_that_is_a_pickle_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = pickle.dumps(Malicious(tmp_path / "owned"))
     path = tmp_path / f"step-0000000001.{hashlib.sha256(content).hexdigest()}.safetensors"
