@@ -14,7 +14,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from pipeline.machine.publish import replacing
 from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
 from pipeline.paths import dvc_root, scratch_home
-from pipeline.progress import Progress, log
+from pipeline.progress import Live, Progress, log
 
 WAYS_OUT = {
     errno.ENOSPC: "free some",
@@ -96,9 +96,13 @@ class Context:
         """What `make` returns, or what it returned under this name before the process was killed."""
         return self.scratch.part(name, make)
 
-    def progress(self, total: int, what: str, unit: str) -> Progress:
-        """A progress bar, where params.yaml wants one."""
-        return Progress(total, what, unit, self.params.runtime.progress)
+    def progress(self, total: int, what: str, unit: str, done: int = 0) -> Progress:
+        """Progress on stderr, where params.yaml wants it; `done` of it before."""
+        return Progress(total, what, unit, self.params.runtime.progress, done)
+
+    def live(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[float]]) -> Live:
+        """A table, live/NAME.csv, that grows while the stage runs; `rows` are those of an earlier process."""
+        return Live(Path("live") / f"{name}.csv" if self.fingerprint else None, columns, rows)
 
     @cached_property
     def device(self) -> torch.device:

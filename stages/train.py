@@ -1,6 +1,7 @@
 """The velocity transformer, fitted to the latents with conditional flow matching → models/flow/."""
 
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from lfm import random
 from lfm.flow.coupling import COUPLINGS
 from lfm.flow.ema import EMA, decay_at
-from lfm.flow.loss import WEIGHTINGS, cfm_loss, drop_labels
+from lfm.flow.loss import WEIGHTINGS, cfm_loss, drop_labels, squared_error
 from lfm.flow.path import LEAST_SIGMA, ProbPath, Velocity, as_velocity, last_time, make_path
 from lfm.flow.schedule import SCHEDULES
 from lfm.flow.times import sample_times, stratified
@@ -29,6 +30,7 @@ from pipeline.training.init import begin_with, init_folder
 from pipeline.training.loop import Loop, compiled
 
 SNAPSHOT_NOISES, SNAPSHOT_STEPS = 16, 25
+BINS = 5  # of t, all of the same width, whose losses are shown while the training runs
 VALIDATION_BATCH = 1000
 ABOUT = (
     "dataset", "classes", "image_channels", "image_height", "image_width", "autoencoder_sha256", "train_sha256",
@@ -56,14 +58,18 @@ class Validation:
         self.t = (end * stratified(u, order)).to(device)
 
     @torch.no_grad()
-    def loss(self) -> float:
-        """Mean over the whole split, batch by batch."""
+    def loss(self) -> tuple[float, list[float]]:
+        """Mean over the whole split, batch by batch; and over the parts of it whose t is in each of `BINS`."""
         parts = zip(*(a.split(VALIDATION_BATCH) for a in (self.x0, self.x1, self.t, self.y)), strict=True)
-        total = 0.0
+        total, each = 0.0, []
         for x0, x1, t, y in parts:
             with precision(self.precision, x0.device):
-                total += cfm_loss(self.velocity, self.path, x0, x1, t, y).item() * len(y)
-        return total / len(self.y)
+                error = squared_error(self.velocity, self.path, x0, x1, t, y)
+            total += error.mean().item() * len(y)
+            each.append(error.flatten(1).mean(1))
+        bins = (self.t * BINS).long().clamp(max=BINS - 1)
+        sums = torch.zeros(BINS).to(self.t).index_add(0, bins, torch.cat(each).to(self.t))
+        return total / len(self.y), (sums / bins.bincount(minlength=BINS)).tolist()
 
 
 @torch.no_grad()
@@ -117,12 +123,15 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
         model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
     )
     validation, due = Validation(average, path, end, p, held_out), snapshot_steps(p)
-    losses, first, validated, snaps = [], [], [], []  # type: ignore[var-annotated]
-    records = {"losses": losses, "first": first, "validation": validated, "snapshots": snaps}
+    losses, first, validated, by_t, snaps = [], [], [], [], []  # type: ignore[var-annotated]
+    records = {"losses": losses, "first": first, "validation": validated, "by_t": by_t, "snapshots": snaps}
     loop = Loop(
         context, "train", State({"model": model, "average": ema.average}, optimizer, records), p.steps,
         lambda step: p.learning_rate * SCHEDULES[p.schedule](step, p.steps, p.warmup_steps),
     )  # fmt: skip
+    edges = [f"{i / BINS:g}" for i in range(BINS + 1)]
+    columns = ("step", "validation_loss", *(f"t from {a} to {b}" for a, b in pairwise(edges)))
+    live = context.live("validation", columns, by_t)
     if loop.start == 0 and 0 in due:
         snaps.append((0, snapshot(ema.average, average, end, data.shape, p)))
 
@@ -143,7 +152,10 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
         if loop.every(50, done):
             losses.append((done, loop.checked(loss, done, first)))
         if loop.every(p.validate_every, done):
-            validated.append((done, validation.loss()))
+            mean, bins = validation.loss()
+            validated.append((done, mean))
+            by_t.append((done, mean, *bins))
+            live.add(by_t[-1])
         if done in due:
             snaps.append((done, snapshot(ema.average, average, end, data.shape, p)))
     return Result(ema.average, losses, validated, snaps)

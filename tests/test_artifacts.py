@@ -25,7 +25,7 @@ from pipeline.artifacts import hdf5, images, latents, samples
 from pipeline.artifacts.hdf5 import SPLITS
 from stages.autoencoder import reconstruct
 from stages.classifier import accuracy
-from tests.conftest import ROOT, Digits
+from tests.conftest import ROOT, STAGES, Digits, command
 
 PRETRAINED = ROOT / "lfm/pretrained"
 
@@ -177,3 +177,16 @@ def test_the_bundled_flow_draws_the_digit_that_is_asked_for(bundled: LatentFlow)
     # 200 draws at a true accuracy of 98 % fall below 92.5 % with a probability under 1e-5.
     classifier = load_model(PRETRAINED / "classifier", Classifier)
     assert accuracy(classifier, drawn.images, torch.from_numpy(drawn.labels)) >= 0.925
+
+
+def test_curves_that_grow_while_stages_run_are_drawn_by_dvc(tiny: Path, tmp_path: Path) -> None:
+    live = (tiny / "live/train.csv").read_text().splitlines()
+    assert live[0] == "step,loss" and live[-1] == (tiny / "models/flow/curves.csv").read_text().splitlines()[-1]
+    shown = command("dvc", "plots", "show", "--json", "-o", str(tmp_path), cwd=tiny)
+    assert shown.returncode == 0, shown.stderr
+    drawn = json.loads(shown.stdout)
+    drawn = drawn.get("data", drawn)
+    for name in ("training, live", "loss by t, live", "autoencoder and classifier, live"):
+        assert drawn[name], name
+    listed = {Path(out) for stage in STAGES.values() for out in stage["outs"]}
+    assert not any(out.parts[0] == "live" for out in listed)

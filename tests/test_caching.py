@@ -193,7 +193,7 @@ def test_packages_import_nothing_that_stands_above_them(package: str, others: tu
 
 def test_stages_are_the_modules_that_dvc_yaml_names_and_rooms_hold_a_docstring() -> None:
     assert {arguments(stage)[1] for stage in STAGES} == {m for m in MODULES if m.startswith("stages.")}
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 180
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 195
     for module, file in MODULES.items():
         if file.name == "__init__.py" and "." in module:
             assert [type(node) for node in ast.parse(file.read_text()).body] == [ast.Expr], module

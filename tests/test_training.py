@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from lfm.sampling.solver import integrate, time_grid
 from pipeline.artifacts.latents import Latents
 from pipeline.errors import UserError
 from pipeline.params import Params
+from pipeline.progress import Live, Progress
 from pipeline.training.loop import compiled
 from stages.sample import never_without_labels
-from stages.train import SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, snapshot, train
+from stages.train import BINS, SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, Validation, snapshot, train
 from tests.conftest import context, parameters
 
 CLASSES, EACH = 8, 8
@@ -156,3 +158,46 @@ def test_guidance_that_a_model_never_learnt_is_seen(tmp_path: Path) -> None:
         assert never_without_labels(tmp_path) is expected
     (tmp_path / "record.json").write_text("{}")
     assert not never_without_labels(tmp_path)
+
+
+def test_the_validation_loss_by_t_is_that_of_the_samples_whose_t_is_there() -> None:
+    """A velocity of 0 has the loss E |x1 − (1 − σ) x0|² everywhere; one that is 2 where t ≥ 0.8 has 4 more there, on average."""
+    p, (data, _) = params(flow__sigma_min=0.0), points()
+    path = make_path("cond_ot", 0.0)
+    validations = [
+        Validation(lambda t, x, y, a=a: (a * (t >= 0.8).to(x)).view(-1, 1, 1, 1).expand_as(x), path, 1.0, p.train, data)
+        for a in (0.0, 2.0)
+    ]
+    (mean, bins), (_, other) = (validation.loss() for validation in validations)
+    counts = (validations[0].t * BINS).long().bincount(minlength=BINS)
+    assert mean == pytest.approx((torch.tensor(bins) * counts).sum().item() / len(data), rel=1e-5)
+    assert other[:-1] == bins[:-1]
+    last = validations[0].t >= 0.8
+    u = (validations[0].x1 - validations[0].x0)[last]
+    assert other[-1] == pytest.approx((2 - u).square().mean().item(), rel=1e-5)
+
+
+def test_a_live_table_grows_begins_anew_and_never_ends_a_stage(tmp_path: Path) -> None:
+    path = tmp_path / "live/train.csv"
+    Live(path, ("step", "loss"), [(1, 9.0)]).add((2, 8.0))
+    assert path.read_text() == "step,loss\n1,9\n2,8\n"
+    live = Live(path, ("step", "loss"), [])
+    live.add((50, 1 / 3))
+    assert path.read_text() == "step,loss\n50,0.333333\n"
+    path.unlink()
+    path.parent.rmdir()
+    live.add((51, 1.0))
+    path.parent.touch()
+    Live(path, ("step", "loss"), []).add((1, 1.0))
+    Live(None, ("step", "loss"), []).add((1, 1.0))
+
+
+def test_on_a_pipe_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 10.0, 11.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with Progress(9000, "train", "step", done=500) as progress:
+        for _ in range(3):
+            progress.advance(10, loss=0.5)
+    assert capsys.readouterr().err == "train: step 520 of 9000, 2.00step/s, 1:10:40 left, loss 0.5\n"

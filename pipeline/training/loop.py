@@ -25,7 +25,7 @@ class Loop:
     Args:
         context: whose scratch folder keeps checkpoints.
         name: of the section in params.yaml, for messages.
-        state: what the training changes.
+        state: what the training changes; its first record is the curve of losses that were `checked`, rows of step, loss, …
         steps: of the whole training.
         rate: step ↦ learning rate.
     """
@@ -35,10 +35,10 @@ class Loop:
         self.checkpoints = Checkpoints(context.scratch, context.params.runtime.checkpoint_every, name)
         self.start = self.checkpoints.resume(state)
         self.name, self.loss = name, float("nan")
+        self.live = context.live(name, ("step", "loss"), [row[:2] for row in next(iter(state.records.values()))])
 
     def __iter__(self) -> Iterator[int]:
-        with self.context.progress(self.steps, self.name, "step") as progress:
-            progress.advance(self.start)
+        with self.context.progress(self.steps, self.name, "step", self.start) as progress:
             for step in range(self.start, self.steps):
                 for group in self.state.optimizer.param_groups:
                     group["lr"] = self.rate(step)
@@ -54,6 +54,7 @@ class Loop:
         """The loss as a number; raises `UserError` where it is not finite, or far above the first one, which stands second in
         the first row of `earlier`."""
         self.loss = self.checkpoints.sound(done, loss.item(), earlier)
+        self.live.add((done, self.loss))
         return self.loss
 
 
