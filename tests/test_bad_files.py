@@ -1,5 +1,6 @@
 """Every artifact, damaged in every way: the stage that reads it says so in one line, and runs nothing that it holds."""
 
+import fcntl
 import hashlib
 import json
 import pickle
@@ -191,7 +192,8 @@ def test_a_file_with_other_contents_is_named(
 def test_a_file_that_another_process_writes_is_not_to_be_deleted(
     workspace: Path, error_of: Callable[[str], str]
 ) -> None:
-    with h5py.File(IMAGES, "r+"):
+    with Path(IMAGES).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does while it writes
         error = error_of("encode")
     assert (
         error.startswith(f"{IMAGES}: ") and "another process has it open for writing" in error and "delete" not in error
