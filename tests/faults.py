@@ -10,6 +10,7 @@ A case is a fork of one process that has imported everything, into which tests/f
 import argparse
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import random
@@ -24,8 +25,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.entry import read_entry
 from tests.conftest import ENVIRONMENT, ROOT, STAGES, repro, run_stage, set_params
-from tools.workspace import make_workspace, outs
+from tools.workspace import make_workspace
 
 DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 CALLS = {"open": DISK[:3], "write": DISK, "fsync": DISK[:3], "rename": DISK[:3], "flock": (errno.ENOLCK, errno.EIO)}
@@ -94,6 +96,14 @@ def names(line: str, file: str) -> bool:
     return any(str(place) in line for place in (path, *path.parents) if place == path or len(place.parts) > 1)
 
 
+def made() -> dict[str, str]:
+    """sha256 of all that lies where outs do."""
+    files = (
+        file for folder in ("data", "models", "reports") for file in sorted(Path(folder).rglob("*")) if file.is_file()
+    )
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def parts() -> list[str]:
     """Half-written files."""
     return [str(path) for folder in ("data", "models", "reports") for path in Path(folder).rglob("*.part")]
@@ -101,8 +111,8 @@ def parts() -> list[str]:
 
 def forget(stage: str) -> None:
     """Remove a stage's outs and its unfinished work."""
-    for out in [*STAGES[stage]["outs"], *(name for entry in STAGES[stage].get("metrics", []) for name in entry)]:
-        shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink(missing_ok=True)
+    for out in read_entry(stage).outs:
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
     shutil.rmtree(f".dvc/tmp/lfm/{stage}", ignore_errors=True)
 
 
@@ -124,22 +134,6 @@ def trouble(stage: str, fault: Fault, whole: dict[str, str], log: Path) -> tuple
     if again.code or made() != whole or parts():
         return "exit 2", f"{result.file}: the next run ends with {again.code}: {again.stderr[-600:]} {parts()}"
     return ("exit 2" if result.code else "done without"), ""
-
-
-def made() -> dict[str, str]:
-    """sha256 of all outs that are there."""
-    try:
-        return outs(Path())
-    except FileNotFoundError:  # those of the stage at work are missing
-        return {name: digest for stage in STAGES for name, digest in of_stage(stage).items()}
-
-
-def of_stage(stage: str) -> dict[str, str]:
-    import hashlib
-
-    names = [*STAGES[stage]["outs"], *(name for entry in STAGES[stage].get("metrics", []) for name in entry)]
-    files = (f for out in names for f in ([Path(out)] if Path(out).is_file() else Path(out).rglob("*")) if f.is_file())
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def cases(counts: dict[str, int], every_error: bool, sample: int | None, stage: str) -> list[Fault]:

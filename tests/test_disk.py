@@ -59,6 +59,17 @@ def test_on_a_full_disk_a_stage_publishes_nothing(
         assert outs(workspace) == whole
 
 
+def test_a_disk_that_fills_at_any_of_20_sizes_leaves_nothing(workspace: Path, error_of: Callable[[str], str]) -> None:
+    whole, size = outs(workspace), Path("data/images.h5").stat().st_size
+    with mounted(workspace / "data", "-t", "tmpfs", "tmpfs"):
+        for most in range(size // 21, size // 21 * 20 + 1, size // 21):
+            assert command("mount", "-o", f"remount,size={most}", "data", cwd=workspace).returncode == 0
+            assert FULL in error_of("fetch")
+            assert list(Path("data").iterdir()) == []
+    run_stage("fetch")
+    assert outs(workspace) == whole
+
+
 @pytest.mark.parametrize("stage", ["fetch", "train", "evaluate"])
 def test_with_a_full_scratch_folder_a_stage_publishes_nothing(
     workspace: Path, error_of: Callable[[str], str], stage: str

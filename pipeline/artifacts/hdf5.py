@@ -50,9 +50,9 @@ class _Target:
         self._unwritten: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
-        """Raises the first error."""
+        """Raises the first error, with the name of the file."""
         if self._error:
-            raise self._error
+            raise OSError(self._error.errno, self._error.strerror, os.fspath(self._file.name)) from self._error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._place = offset + (self._end if whence == os.SEEK_END else 0)
