@@ -126,7 +126,8 @@ def sample(o: Any) -> None:
     result = {"file": target.name, "images": total, "seed": last.seed, "nfe": round(last.nfe, 2)}
     result |= {"labels": [int(label) for label in labels]} if total <= MOST_IN_GRID else {}
     plural = "s" if total > 1 else ""
-    report(f"{target.name}: {total:,} picture{plural}, seed {last.seed}, {last.nfe:.0f} evaluations each", result, o)
+    evaluations = f"{last.nfe:.0f} evaluation{'s' if last.nfe != 1 else ''}"
+    report(f"{target.name}: {total:,} picture{plural}, seed {last.seed}, {evaluations} each", result, o)
 
 
 @command(commands, "out", *SAMPLER, "columns", "zoom", *COMMON)

@@ -130,8 +130,9 @@ def identity(flow: "LatentFlow") -> str:
     import hashlib
 
     total = hashlib.sha256(json.dumps(flow.config, sort_keys=True).encode())
-    for name, value in flow.transformer.state_dict().items():
-        total.update(name.encode() + value.cpu().numpy().tobytes())
+    for model in filter(None, (flow.transformer, flow.flow_map)):
+        for name, value in model.state_dict().items():
+            total.update(name.encode() + value.cpu().numpy().tobytes())
     return total.hexdigest()
 
 

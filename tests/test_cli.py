@@ -166,7 +166,7 @@ def test_an_internal_error_is_one_line_and_exit_code_1(shell: Shell, monkeypatch
 
 def test_the_same_seed_gives_the_same_bytes_and_like_makes_the_picture_again(shell: Shell, tmp_path: Path) -> None:
     first = good(shell("sample", 3, 1, "-n", 3, "--seed", 7, "--steps", 4, "--zoom", 2, "-o", "a.png"))
-    assert first.err == "a.png: 6 pictures, seed 7, 11 evaluations each\n" and first.out == ""
+    assert first.err == "a.png: 6 pictures, seed 7, 4 evaluations each\n" and first.out == ""
     good(shell("sample", 3, 1, "-n", 3, "-s", 7, "--steps", 4, "--zoom", 2, "-o", "b.png"))
     good(shell("sample", "--like", "a.png", "-o", "c.png"))
     good(shell("sample", "--like", "a.png", "-s", 8, "-o", "d.png"))
@@ -276,7 +276,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_standard_output_takes_a_picture(tmp_path: Path) -> None:
     words = [*PYTHON, "sample", "3", "-s", "0", "--steps", "1", "-o", "-"]
     drawn = subprocess.run(words, cwd=tmp_path, env=HERE, capture_output=True)
-    assert drawn.returncode == 0 and drawn.stderr == b"standard output: 1 picture, seed 0, 2 evaluations each\n"
+    assert drawn.returncode == 0 and drawn.stderr == b"standard output: 1 picture, seed 0, 1 evaluation each\n"
     (tmp_path / "a.png").write_bytes(drawn.stdout)
     assert Image.open(tmp_path / "a.png").size == (112, 112)
 
