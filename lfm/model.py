@@ -16,6 +16,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ class LatentFlow:
             if self.flow_map is not None:
                 (folder / FLOW_MAP).mkdir(exist_ok=True)
                 save_model(part / FLOW_MAP, self.flow_map, self.flow_map.config, dtype)
+            else:
+                shutil.rmtree(folder / FLOW_MAP, ignore_errors=True)  # of another model
             for name, content in ((FLOW, config), (SAMPLING, sampling)):
                 (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             for file in [path for path in part.rglob("*") if path.is_file()]:

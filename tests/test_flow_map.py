@@ -140,6 +140,8 @@ def test_it_is_saved_with_the_model_and_must_fit_it(model: LatentFlow, tmp_path:
     again = LatentFlow.from_pretrained(tmp_path)
     options: dict[str, Any] = {"seed": 0, "steps": 2, "batch_size": 2}
     assert torch.equal(latents(again, [3, 1], **options), latents(model, [3, 1], **options))
+    LatentFlow(model.transformer, FLOW).save_pretrained(tmp_path)
+    assert LatentFlow.from_pretrained(tmp_path).flow_map is None  # that of the other model is gone
     with pytest.raises(ConfigError, match="flow_map"):
         LatentFlow(velocity(classes=5), FLOW, None, None, trained(velocity()))
     for wrong in (0, 3, 32, "4"):
