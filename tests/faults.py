@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.entry import read_entry
-from tests.conftest import ENVIRONMENT, ROOT, STAGES, repro, run_stage, set_params
+from tests.conftest import ENVIRONMENT, ROOT, STAGES, arguments, repro, run_stage, set_params
 from tools.workspace import make_workspace
 
 DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
@@ -153,7 +153,7 @@ def torment(stages: list[str], every_error: bool, sample: int | None) -> int:
 
     runner.__file__ = str(Path("pipeline/run.py").resolve())
     for stage in STAGES:
-        import_module(f"stages.{stage}")
+        import_module(arguments(stage)[1])
     wrong, totals = 0, Counter[str]()
     print("| stage | calls: open | write | fsync | rename | flock | faults | exit 2 | done without | wrong |")
     print("|---|---|---|---|---|---|---|---|---|---|")
