@@ -17,7 +17,8 @@ import diffusers
 import torch
 from safetensors.torch import load_file, save
 
-from lfm.model import LatentFlow
+from lfm.model import AUTOENCODER_FILES, LatentFlow
+from lfm.nets.weights import digest
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.machine.publish import replacing
@@ -59,8 +60,13 @@ def bundle_mnist(folder: Path) -> None:
         shutil.copyfile(Path("models/flow_map") / name, folder / "flow_map" / name)
     record = read_json(folder / "record.json") | {"made": made_by("python -m stages.train and stages.distill")}
     write_json(folder / "record.json", record)
+    coder = Path("models/autoencoder")
     for name in ("record.json", "curves.csv"):  # of the autoencoder: as it was bundled, or as it was trained now
-        shutil.copyfile(Path("models/autoencoder") / name, folder / "autoencoder" / name)
+        shutil.copyfile(coder / name, folder / "autoencoder" / name)
+    if "made" in read_json(coder / "record.json"):  # it is the bundled one: its bytes stay, and what was trained on them
+        shutil.copytree(coder, folder / "autoencoder", dirs_exist_ok=True)
+        flow = read_json(folder / "flow.json") | {"autoencoder_sha256": digest(coder, AUTOENCODER_FILES)}
+        write_json(folder / "flow.json", flow)
 
 
 BUNDLES: dict[str, Callable[[Path], None]] = {
