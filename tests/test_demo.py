@@ -7,7 +7,7 @@ import pytest
 from dvc.repo import Repo
 
 from pipeline.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, STAGES
 from tools import demo
 
 
@@ -26,7 +26,7 @@ def test_a_killed_demo_mends_its_own_workspace(
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(workspace / f) for f in ("dvc.lock", ".dvc/tmp/rwlock")]
     with Repo(str(workspace)) as repo:
-        assert len(repo.status()) == 9
+        assert len(repo.status()) == len(STAGES)
 
 
 def test_a_demo_at_work_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
