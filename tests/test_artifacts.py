@@ -135,7 +135,16 @@ def size_of(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
-@pytest.mark.parametrize(("name", "limit"), [("mnist/autoencoder", 6e6), ("mnist", 10e6), ("classifier", 2e6)])
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("mnist/autoencoder", 6e6),
+        ("mnist/flow_map", 4e6),
+        ("mnist", 14e6),
+        ("classifier", 2e6),
+        ("second_classifier", 2e6),
+    ],
+)
 def test_bundled_weights_are_small_and_say_how_they_were_made(name: str, limit: float) -> None:
     record = json.loads((PRETRAINED / name / "record.json").read_text())
     assert size_of(PRETRAINED / name) <= limit

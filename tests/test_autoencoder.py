@@ -17,7 +17,7 @@ from pipeline.artifacts import hdf5, latents, samples
 from pipeline.errors import UserError
 from pipeline.params import Params
 from stages import autoencoder as stage
-from stages import encode, sample, train
+from stages import distill, encode, sample, train
 from tests.conftest import context, parameters, write_noise
 
 CUT = {
@@ -176,7 +176,7 @@ def test_an_autoencoder_without_a_posterior_goes_through_all_stages(
     autoencoder.save(tmp_path / "taesd", taesd())
     write_noise(8, 4)
     p = params(tmp_path / "taesd")
-    for module in (stage, encode, train, sample):
+    for module in (stage, encode, train, distill, sample):
         module.main(context(module.__name__.removeprefix("stages."), p))
     coder = ImageAutoencoder(autoencoder.load(Path("models/autoencoder")), 1, (28, 28))
     assert isinstance(coder.model, AutoencoderTiny)

@@ -223,7 +223,7 @@ def test_a_bad_environment_is_named(
 @pytest.mark.parametrize(
     ("stage", "leaves", "words"),
     [
-        ("evaluate", {"evaluate__kid_blocks": 200}, "evaluate.kid_blocks is 200"),
+        ("evaluate", {"evaluate__kid_blocks": 600}, "evaluate.kid_blocks is 600"),
         ("train", {"model__patch_size": 3}, "model.patch_size is 3"),
         ("encode", {"encode__batch_size": 10**9}, "lower batch_size"),  # more memory than there is
     ],

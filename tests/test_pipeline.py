@@ -41,7 +41,7 @@ def test_nothing_changed_runs_nothing(changeable: Path) -> None:
     ("leaves", "stages"),
     [
         ({"classifier__seed": 1}, {"classifier", "evaluate", "report"}),
-        ({"flow__sigma_min": 0.1}, {"train", "sample", "likelihood", "evaluate", "report"}),
+        ({"flow__sigma_min": 0.1}, {"train", "distill", "sample", "likelihood", "evaluate", "report"}),
         ({"evaluate__neighbours": 3}, {"evaluate", "report"}),
         ({"report__zoom": 1}, {"report"}),
         ({"runtime__progress": False}, set()),

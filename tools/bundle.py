@@ -56,14 +56,21 @@ def bundle_mnist(folder: Path) -> None:
     LatentFlow.from_pretrained("models/latent_flow").save_pretrained(folder, torch.float16)
     for name in FLOW_FILES:
         shutil.copyfile(Path("models/flow") / name, folder / name)
-    for name in ("record.json", "curves.csv"):
-        shutil.copyfile(Path("models/flow_map") / name, folder / "flow_map" / name)
+    shutil.copyfile("models/flow_map/curves.csv", folder / "flow_map/curves.csv")
+    fitted = read_json(folder / "record.json", train_sha256=str)["train_sha256"]
+    write_json(
+        folder / "flow_map/record.json",
+        read_json(Path("models/flow_map/record.json"))
+        | {"train_sha256": fitted, "made": made_by("python -m stages.distill")},
+    )
     record = read_json(folder / "record.json") | {"made": made_by("python -m stages.train and stages.distill")}
     write_json(folder / "record.json", record)
     coder = Path("models/autoencoder")
     for name in ("record.json", "curves.csv"):  # of the autoencoder: as it was bundled, or as it was trained now
         shutil.copyfile(coder / name, folder / "autoencoder" / name)
-    if "made" in read_json(coder / "record.json"):  # it is the bundled one: its bytes stay, and what was trained on them
+    if "made" in read_json(
+        coder / "record.json"
+    ):  # it is the bundled one: its bytes stay, and what was trained on them
         shutil.copytree(coder, folder / "autoencoder", dirs_exist_ok=True)
         flow = read_json(folder / "flow.json") | {"autoencoder_sha256": digest(coder, AUTOENCODER_FILES)}
         write_json(folder / "flow.json", flow)
