@@ -24,6 +24,8 @@ Steps = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Init = Annotated[str, Field(min_length=1)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=0, le=100)]  # of guidance
+Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Precision = Literal["auto", "bf16", "float32"]
 
 
@@ -45,6 +47,12 @@ def one_of(registry: str) -> Any:
 
     check.registry = registry  # type: ignore[attr-defined]  # for docs/params.md
     return Annotated[str, PlainValidator(check)]
+
+
+def _check_rising(interval: list[float]) -> None:
+    """Raises `ValueError` where a `guidance_interval` ends before it begins."""
+    if interval[0] > interval[1]:
+        raise ValueError(f"guidance_interval {interval} must rise; swap its ends")
 
 
 class _Section(BaseModel):
@@ -211,12 +219,8 @@ class DistillParams(_Section):
     teacher_steps: Steps = Field(
         description="of the midpoint rule, by which the flow makes them; a multiple of evaluations"
     )
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] = Field(
-        description="of the trajectories; sampling with the flow map takes no guidance"
-    )
-    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
-        description="guide them from the first to the second t"
-    )
+    guidance_scale: Scale = Field(description="of the trajectories; sampling with the flow map takes no guidance")
+    guidance_interval: Interval = Field(description="guide them from the first to the second t")
     steps: Count = Field(description="optimiser steps of the training")
     batch_size: Count = Field(description="jumps in a training batch")
     learning_rate: Rate = Field(description="its peak; cosine down to 0")
@@ -232,8 +236,7 @@ class DistillParams(_Section):
             raise ValueError(
                 f"teacher_steps {self.teacher_steps} must be a multiple of evaluations ({self.evaluations}); raise it"
             )
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval {self.guidance_interval} must rise; swap its ends")
+        _check_rising(self.guidance_interval)
         return self
 
 
@@ -249,11 +252,11 @@ class SampleParams(_Section):
     noise_strength: Annotated[float, Field(ge=0, le=10)] = Field(
         description="of the stochastic equation, for euler_maruyama"
     )
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] = Field(
+    guidance_scale: Scale = Field(
         description="within the interval: 1 is the conditional model, 0 the unconditional one, "
         "more is truer to the label and less varied"
     )
-    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+    guidance_interval: Interval = Field(
         description="guide from the first to the second t, both included; the conditional model elsewhere"
     )
     trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)] = Field(
@@ -267,8 +270,7 @@ class SampleParams(_Section):
     def _rising(self) -> Self:
         if sorted(set(self.trajectory_times)) != list(self.trajectory_times):
             raise ValueError(f"trajectory_times {self.trajectory_times} must rise, each once; sort them")
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval {self.guidance_interval} must rise; swap its ends")
+        _check_rising(self.guidance_interval)
         return self
 
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from lfm.evaluation.neighbours import memorised, nearest
-from lfm.evaluation.protocol import PARTS, Findings, Settings, View, check_sizes, flat, judge, rule, view
+from lfm.evaluation.protocol import PARTS, Findings, Settings, View, check_sizes, flat, judge, look, rule, view
 from lfm.evaluation.verdict import verdict
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
@@ -22,6 +22,7 @@ from pipeline.progress import say
 from pipeline.run import Context, run
 
 COMPARED = ("test", "reconstructed", "generated")
+BY_FLOW = ("validation", "test", "generated")  # beside what the flow map draws
 PERCENTILES = range(101)
 
 
@@ -92,31 +93,23 @@ def tables(
 
 
 def by_flow(
-    context: Context, pictures: dict[str, tuple[np.ndarray, np.ndarray]], passes: dict[str, float], labelled: bool
+    sets: dict[str, dict[str, View]], passes: dict[str, float], labelled: bool, settings: Settings
 ) -> dict[str, dict[str, float]]:
     """The flow and the flow map side by side, and validation images as the reference, in the features of both classifiers.
 
     Args:
+        sets: prefix of a classifier's columns → what it sees.
         passes: function evaluations an image of each set.
     """
-    e, rows = context.params.evaluate, {name: {"evaluations": n} for name, n in passes.items()}
-    settings = settings_of(context)
-    with context.progress(2 * sum(len(y) for _, y in pictures.values()), "both classifiers", "image") as progress:
-        for prefix in ("", "second_"):
-            classifier = load_model(context.input(f"{prefix}classifier"), Classifier).to(context.device)
-            ruled = rule(classifier, pictures, settings, e.batch_size, labelled, progress.advance)
-            for name, row in rows.items():
-                found = ruled[name]
-                row |= {f"{prefix}fd": found.fd, f"{prefix}fd_error": found.fd_error}
-                row[f"{prefix}fd_vs_floor"] = found.fd / ruled["validation"].fd
-                row[f"{prefix}accuracy"] = found.accuracy if labelled or name == "validation" else float("nan")
+    rows = {name: {"evaluations": n} for name, n in passes.items()}
+    for prefix, seen in sets.items():
+        ruled = rule({name: images._replace(matched=labelled) for name, images in seen.items()}, settings)
+        for name, row in rows.items():
+            found = ruled[name]
+            row |= {f"{prefix}fd": found.fd, f"{prefix}fd_error": found.fd_error}
+            row[f"{prefix}fd_vs_floor"] = found.fd / ruled["validation"].fd
+            row[f"{prefix}accuracy"] = found.accuracy if labelled or name == "validation" else float("nan")
     return rows
-
-
-def settings_of(context: Context) -> Settings:
-    """The section `evaluate`, as the protocol takes it."""
-    values = context.params.evaluate.model_dump()
-    return Settings(**{name: value for name, value in values.items() if name in Settings._fields})
 
 
 def check_same_data(classifier: Path, pictures: ArrayFile, drawn: ArrayFile) -> None:
@@ -146,7 +139,9 @@ def near_all(context: Context, sets: dict[str, View], training: np.ndarray) -> d
 
 def main(context: Context) -> None:
     e = context.params.evaluate
-    classifier = load_model(context.input("classifier"), Classifier).to(context.device)
+    classifier, second = (
+        load_model(context.input(name), Classifier).to(context.device) for name in ("classifier", "second_classifier")
+    )
     with (
         hdf5.reading(context.input("images"), images.FORMAT) as file,
         hdf5.reading(context.input("samples"), samples.FORMAT) as drawn,
@@ -165,22 +160,26 @@ def main(context: Context) -> None:
         images_of_few = drawn.read("few/images")
         training = flat(file.read("train/images"))
         nfe, labelled = float(drawn.attribute("nfe")), bool(drawn.attribute("labelled"))
-    settings = settings_of(context)
+    settings = Settings(**{name: value for name, value in e.model_dump().items() if name in Settings._fields})
     check_sizes(settings, min(len(y) for _, y in pictures.values()), training)
     components = PCA(e.pixel_components, svd_solver="covariance_eigh").fit(training)
     training = components.transform(training)
-    with context.progress(sum(len(y) for _, y in pictures.values()), "evaluate", "image") as progress:
+    flow_maps = {name: (images_of_few[:, i], pictures["generated"][1]) for name, (i, _) in few.items()}
+    compared = {name: pictures[name] for name in BY_FLOW} | flow_maps
+    total = sum(len(y) for of in (pictures, flow_maps, compared) for _, y in of.values())
+    with context.progress(total, "evaluate", "image") as progress:
         sets = {n: view(classifier, components, *xy, e.batch_size, progress.advance) for n, xy in pictures.items()}
+        maps = {n: look(classifier, *xy, e.batch_size, progress.advance) for n, xy in flow_maps.items()}
+        seconds = {n: look(second, *xy, e.batch_size, progress.advance) for n, xy in compared.items()}
+    passes = {"validation": 0.0, "generated": nfe, **{name: float(n) for name, (_, n) in few.items()}}
+    seen = {"": {n: sets[n] for n in BY_FLOW} | maps, "second_": seconds}
+    flows = by_flow(seen, passes, labelled, settings)
     if not labelled:  # nothing was asked for, so nothing can be missed
         generated = sets["generated"]
         sets["generated"] = generated._replace(labels=generated.recognised, matched=False)
     near = near_all(context, sets, training)
     copied = {n: 100 * memorised(d, near["test"][1], e.nearest_quantile) for n, (_, d) in near.items()}
     findings = judge(sets, copied, settings, context)
-    real_and_ours = {name: pictures[name] for name in ("validation", "test", "generated")}
-    by_number = {name: (images_of_few[:, i], pictures["generated"][1]) for name, (i, _) in few.items()}
-    passes = {"validation": 0.0, "generated": nfe, **{name: float(n) for name, (_, n) in few.items()}}
-    flows = by_flow(context, real_and_ours | by_number, passes, labelled)
 
     result = figures(findings, sets, copied)
     if not labelled:

@@ -68,9 +68,8 @@ def bundle_mnist(folder: Path) -> None:
     coder = Path("models/autoencoder")
     for name in ("record.json", "curves.csv"):  # of the autoencoder: as it was bundled, or as it was trained now
         shutil.copyfile(coder / name, folder / "autoencoder" / name)
-    if "made" in read_json(
-        coder / "record.json"
-    ):  # it is the bundled one: its bytes stay, and what was trained on them
+    # The bundled one keeps its bytes, and so its digest in what was trained on it.
+    if "made" in read_json(coder / "record.json"):
         shutil.copytree(coder, folder / "autoencoder", dirs_exist_ok=True)
         flow = read_json(folder / "flow.json") | {"autoencoder_sha256": digest(coder, AUTOENCODER_FILES)}
         write_json(folder / "flow.json", flow)

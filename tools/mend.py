@@ -7,7 +7,6 @@ what was done from its cache, so nothing is run again. A file in the cache that 
 restored as it is.
 """
 
-import hashlib
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ import psutil
 from dvc.config import Config
 from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc_data.hashfile.hash import file_md5
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
@@ -73,9 +73,7 @@ def _holders(path: Path) -> set[int]:
 
 def _whole(path: Path) -> bool:
     """Whether a file in the cache is what its name says."""
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    return path.parent.name + path.name.removesuffix(".dir") == actual
+    return path.parent.name + path.name.removesuffix(".dir") == file_md5(str(path))
 
 
 def _processes(project: Path) -> Iterator[psutil.Process]:

@@ -51,9 +51,8 @@ def make_workspace(root: Path, target: Path, preset: Path | None = None) -> None
         else:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-    dump_yaml(
-        target / "params.yaml", params
-    )  # PyYAML writes the string 1e5 as YAML 1.1 has it: DVC would read a number
+    # PyYAML writes the string 1e5 as YAML 1.1 has it: DVC would read a number.
+    dump_yaml(target / "params.yaml", params)
     (target / ".dvc").mkdir(exist_ok=True)
     config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true")
     (target / ".dvc/config").write_text(config, encoding="utf-8")

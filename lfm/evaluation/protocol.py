@@ -281,17 +281,9 @@ class Ruled(NamedTuple):
     accuracy: float  # percent recognised as what was asked for
 
 
-def rule(
-    classifier: Classifier, pictures: dict[str, tuple[np.ndarray, np.ndarray]], s: Settings, batch_size: int,
-    matched: bool = True, advance: Callable[[int], object] = lambda n: None,
-) -> dict[str, Ruled]:  # fmt: skip
-    """Each set against that of the name `test`, for another classifier than the one of the whole protocol.
-
-    Args:
-        pictures: name → images and labels.
-        matched: the labels were asked for, in the same numbers in all sets.
-    """
-    sets = {n: look(classifier, *pair, batch_size, advance)._replace(matched=matched) for n, pair in pictures.items()}
+def rule(sets: dict[str, View], s: Settings) -> dict[str, Ruled]:
+    """Each set against that of the name `test`: the distance and the accuracy of the whole protocol alone, which any
+    classifier's features (`look`) are enough for."""
     orders = order_all(sets, s)
     ordered = {n: images.rows(orders[n].grouped) for n, images in sets.items()}
     test, ruled = ordered.pop("test"), {}
