@@ -49,10 +49,11 @@ def read_entry(name: str, file: Path = PIPELINE) -> Entry:
         for path, names in item.items() if isinstance(item, dict) else [(PARAMS, [item])]:
             sections |= dict.fromkeys(names, Path(path))
     outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
-    return Entry(name, stage["cmd"], sections, [Path(dep) for dep in stage["deps"]], [_path(out) for out in outs])
+    return Entry(name, stage["cmd"], sections, [Path(dep) for dep in stage["deps"]], [out_path(out) for out in outs])
 
 
-def _path(out: str | dict[str, Any]) -> Path:
+def out_path(out: str | dict[str, Any]) -> Path:
+    """The path of an out, which dvc.yaml may give properties such as `cache: false`."""
     return Path(out if isinstance(out, str) else next(iter(out)))
 
 

@@ -77,7 +77,8 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """How far a stage is, with rate and time left: a bar on a terminal, a line every ten seconds in a pipe or a file."""
+    """How far a stage is, with rate and time left: a bar on a terminal, a line every ten seconds, and at the end, in a pipe or a
+    file."""
 
     def __init__(self, total: int, what: str, unit: str, show: bool = True, done: int = 0) -> None:
         self._lines = show and not STDERR.isatty()
@@ -101,8 +102,9 @@ class Progress:
         self._bar.update(n)
         self._done += n
         done, said = self._said
-        if self._lines and (passed := time.monotonic() - said) >= LINE_EVERY:
-            self._said, rate = (self._done, said + passed), (self._done - done) / passed
+        passed, ended = time.monotonic() - said, self._done == self._how["total"]
+        if self._lines and (passed >= LINE_EVERY or ended):
+            self._said, rate = (self._done, said + passed), (self._done - done) / max(passed, 1e-9)
             line = tqdm.format_meter(
                 self._done, elapsed=passed, prefix=self._what, rate=rate, bar_format=LINE, **self._how
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import read_json, write_csv
+from pipeline.entry import out_path
 from pipeline.page.charts import Line, chart
 from pipeline.page.html import page
 from pipeline.params import load_yaml
@@ -24,7 +25,7 @@ def points(*stages: str) -> dict[str, dict[str, Any]]:
     figures = {}
     for stage in (matrices[name] for name in stages):
         for values in itertools.product(*stage["matrix"].values()):
-            path = stage["outs"][0]
+            path = str(out_path(stage["outs"][0]))
             for key, value in zip(stage["matrix"], values, strict=True):
                 path = path.replace(f"${{item.{key}}}", str(value))
             figures[Path(path).stem] = read_json(Path(path), **KEYS)

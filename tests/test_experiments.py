@@ -250,7 +250,7 @@ def test_two_queue_workers_that_need_the_same_stage_both_succeed(queueing: Path)
 
 def test_weights_name_no_device_and_no_version_of_torch(tiny: Path) -> None:
     files = sorted(tiny.glob("models/**/*.safetensors"))
-    assert len(files) == 5  # of latent_flow two
+    assert len(files) == 8  # of latent_flow three
     for path in files:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -80,7 +80,9 @@ def test_another_autoencoder_reruns_what_rests_on_it_and_going_back_runs_nothing
         assert repro(changeable, "encode") == ["autoencoder", "encode"]
         assert repro(changeable, "encode") == []
         with Repo(str(changeable)) as repo:
-            assert set(repo.status()) == {"train", "sample", "likelihood", "report"}, "the page shows the parameters"
+            assert set(repo.status()) == {"train", "distill", "sample", "likelihood", "report"}, (
+                "the page shows the parameters"
+            )
     assert outs(changeable) != before
     assert repro(changeable) == [] and outs(changeable) == before
 

@@ -13,11 +13,12 @@ from lfm.nets.latents import LatentScale
 from lfm.nets.transformer import Transformer
 from lfm.nets.weights import digest, load_model
 from pipeline.artifacts import hdf5, latents, samples
-from stages import autoencoder, encode, sample, train
+from stages import autoencoder, distill, encode, sample, train
 from tests.conftest import context, parameters, write_noise
 
 CUT = {
     "train__steps": 2, "train__batch_size": 4, "train__snapshots": [1], "train__compile": False, "encode__batch_size": 4,
+    "distill__pairs": 4, "distill__teacher_steps": 4, "distill__steps": 2, "distill__batch_size": 2, "distill__compile": False,
     "sample__batch_size": 4, "sample__trajectory_times": [0, 1], "sample__inversion_steps": 1, "runtime__progress": False,
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ def test_the_seeds_configuration_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     write_noise(8, 4)
     revision = digest(Path("vae"), autoencoder.FILES)
     p = parameters("seed", **CUT, autoencoder__source=str(tmp_path / "vae"), autoencoder__revision=revision)
-    for stage in (autoencoder, encode, train, sample):
+    for stage in (autoencoder, encode, train, distill, sample):
         stage.main(context(stage.__name__.removeprefix("stages."), p))
 
     with hdf5.reading(Path("data/latents.h5"), latents.FORMAT) as file:

@@ -15,7 +15,7 @@ from tools.workspace import outs
 
 BLOWS = [
     (Blow("train", "group", signal.SIGKILL, "at work", 0.5), Pace(60, 20), CHECKPOINT_EVERY, -signal.SIGKILL),
-    (Blow("evaluate", "dvc", signal.SIGTERM, "at work", 0.7), Pace(60, 12), 1, -signal.SIGTERM),
+    (Blow("evaluate", "dvc", signal.SIGTERM, "at work", 0.7), Pace(60, 8), 1, -signal.SIGTERM),
     (Blow("sample", "stage", signal.SIGINT, "at work", 0.4), Pace(60, 9), 1, 255),
 ]
 
