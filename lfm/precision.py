@@ -39,6 +39,8 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[object]
 def make_deterministic() -> None:
     """Make the same inputs give the same bytes on the same kind of device and number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode(
+        "error"
+    )  # use_deterministic_algorithms is the same, and imports the compiler first
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, slow
     torch.backends.cudnn.benchmark = False

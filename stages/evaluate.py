@@ -139,6 +139,8 @@ def near_all(context: Context, sets: dict[str, View], training: np.ndarray) -> d
 
 def main(context: Context) -> None:
     e = context.params.evaluate
+    validation_loss = read_json(context.input("flow") / "record.json", validation_loss=float)["validation_loss"]
+    bits = read_json(context.input("likelihood"), bits_per_dim=float)["bits_per_dim"]
     classifier, second = (
         load_model(context.input(name), Classifier).to(context.device) for name in ("classifier", "second_classifier")
     )
@@ -186,9 +188,7 @@ def main(context: Context) -> None:
         del result["accuracy_generated"]
         findings = findings._replace(conditions=[c for c in findings.conditions if c.name != "accuracy"])
     result["psnr"] = round(psnr(torch.from_numpy(real["test"]), torch.from_numpy(decoded["test"])), 2)
-    record = read_json(context.input("flow") / "record.json", validation_loss=float)
-    result["validation_loss"] = round(record["validation_loss"], 5)
-    result["bits_per_dim"] = round(read_json(context.input("likelihood"), bits_per_dim=float)["bits_per_dim"], 4)
+    result["validation_loss"], result["bits_per_dim"] = round(validation_loss, 5), round(bits, 4)
     result["nfe"] = round(nfe, 1)
     result |= {f"fd_second_{n}": round(flows[n]["second_fd"], 5) for n in ("validation", "generated")}
     result["fd_second_generated_vs_floor"] = round(flows["generated"]["second_fd_vs_floor"], 3)

@@ -1,5 +1,6 @@
 """What tests share: the tiny pipeline, run once, and real MNIST where a mirror is given."""
 
+import atexit
 import http.server
 import json
 import os
@@ -7,11 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,15 +47,50 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later, such as scipy's BLAS
 
 
+# Files whose tests take longest: they begin first, so that no process is left with one when the other has nothing to do.
+LONG = [
+    "experiments",
+    "pipeline",
+    "real_tree",
+    "page",
+    "torture",
+    "faults",
+    "report",
+    "examples",
+    "wheel",
+    "artifacts",
+    "setup",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: names.get(item.path.name, len(names)))
+
+
 def heed_signals() -> None:
     """In a new process: undo what nohup, or a shell that starts its jobs in the background, has set to be ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
+@cache
+def warm() -> dict[str, str]:
+    """The environment in which `python -m` and `dvc` start at once: see tests/warm.py."""
+    folder = Path(tempfile.mkdtemp(prefix="lfm-warm-"))
+    words = [sys.executable, "-m", "tests.warm", str(folder / "socket"), str(folder)]
+    # It ends when its standard input closes, with this process.
+    server = subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    return ENVIRONMENT | {"PATH": f"{folder}{os.pathsep}{ENVIRONMENT['PATH']}"}
+
+
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command, its output as text."""
-    return subprocess.run(words, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=540)
+    return subprocess.run(words, cwd=cwd, env=warm() | environment, capture_output=True, text=True, timeout=540)
 
 
 WHO = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -61,6 +61,7 @@ class Loop:
 def compiled(function: F, section: str) -> F:
     """The function through `torch.compile`, which needs a working C++ compiler, and does so when it is first called. That raises
     `UserError` where it fails; `section` of params.yaml asked for it."""
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler
     warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
     faster = torch.compile(function, dynamic=False)
 
