@@ -28,7 +28,7 @@ from pipeline.machine.publish import replacing
 from pipeline.training.init import begin_with, init_folder
 from stages.autoencoder import bring
 from tests import test_data, test_hub, test_params, test_sources
-from tests.conftest import ROOT, Case, Scene, command, write_noise
+from tests.conftest import ENVIRONMENT, ROOT, Case, Scene, command, write_noise
 
 GOLDEN = ROOT / "tests/golden/errors.txt"
 FOREIGN = (
@@ -284,6 +284,7 @@ def test_an_odd_environment_is_told_before_a_stage_begins(
     tmp_path: Path, before: str, environment: dict[str, str], words: str
 ) -> None:
     script = f"{before}\nexec python -m stages.fetch"
-    result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT), **environment)
+    path = ENVIRONMENT["PATH"]  # a process of its own, which has such a limit from its start
+    result = command("bash", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT), PATH=path, **environment)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert re.match(f"error: {words}".replace("TMP", re.escape(str(tmp_path))), result.stderr)

@@ -16,7 +16,7 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 
 from pipeline.params import load_params, load_yaml
-from tests.conftest import ROOT, WHO, command, ran, run_in, wait_for, warm
+from tests.conftest import ENVIRONMENT, ROOT, WHO, command, ran, run_in, wait_for
 from tools.workspace import outs
 
 COMMITTED = [
@@ -157,7 +157,7 @@ def test_a_flag_arrives_as_it_was_meant(tmp_path: Path, flag: str, value: object
 def running(cwd: Path, line: str) -> Iterator[subprocess.Popen[str]]:
     """A command that runs meanwhile, ended with its stage in any case."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(line.split(), cwd=cwd, env=warm() | WHO, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(line.split(), cwd=cwd, env=ENVIRONMENT | WHO, stdout=pipe, stderr=pipe, text=True)
     try:
         yield process
     finally:
