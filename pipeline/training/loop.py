@@ -58,11 +58,15 @@ class Loop:
         return self.loss
 
 
-def compiled(function: F, section: str) -> F:
+def compiled(function: F, section: str, device: torch.device) -> F:
     """The function through `torch.compile`, which needs a working C++ compiler, and does so when it is first called. That raises
-    `UserError` where it fails; `section` of params.yaml asked for it."""
+    `UserError` where it fails; `section` of params.yaml asked for it.
+
+    On a CUDA GPU its kernels, and those of its backward pass, are launched together as CUDA graphs. What it returns is overwritten
+    when it is called again.
+    """
     warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
-    faster = torch.compile(function, dynamic=False)
+    faster = torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def call(*arguments: object) -> object:
         try:
