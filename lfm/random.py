@@ -38,12 +38,12 @@ def permutation(seed: int, stream: str, index: int, n: int) -> torch.Tensor:
     return torch.from_numpy(generator(seed, stream, index).permutation(n))
 
 
-def moved(draws: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Draws on the device that works with them. For a CUDA GPU they go through pinned memory, so that the host does not wait
-    until they are there; draws that are pinned already are not copied again on the host."""
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Draws, or other values of the CPU, on the device that works with them. For a CUDA GPU they go through pinned memory, so that
+    the host does not wait until they are there; what is pinned already is not copied again on the host."""
     if device.type != "cuda":
-        return draws.to(device)
-    return draws.pin_memory().to(device, non_blocking=True)
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def torch_seed(seed: int, stream: str) -> int:

@@ -26,6 +26,7 @@ from pipeline.artifacts.latents import Latents
 from pipeline.errors import UserError
 from pipeline.machine.device import device, machine
 from pipeline.training.ahead import ahead
+from pipeline.training.loop import compiled
 from stages import distill, train
 from tests.conftest import parameters
 from tests.gpu import Pretended, Waits, pin
@@ -131,6 +132,19 @@ def test_a_copy_to_the_gpu_that_would_wait_is_seen(pinned: None) -> None:
         ):
             with pytest.raises(Waits):
                 copy()
+
+
+def test_kernels_are_launched_as_graphs_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | None] = []
+
+    def compile(function: Any, dynamic: bool, mode: str | None) -> Any:
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    for name in ("cuda", "cpu", "mps"):
+        assert compiled(lambda x: x + 1, "train", torch.device(name))(1) == 2
+    assert modes == ["reduce-overhead", None, None]
 
 
 # --- draws made ahead ------------------------------------------------------------------------------------------------
