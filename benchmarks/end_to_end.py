@@ -44,7 +44,7 @@ def main() -> None:
     nothing = seconds_of(o.rounds)[NOTHING]
     middle = torch.tensor(nothing).median().item()
     rows = [(name, f"{seconds:.0f}", f"{peak:,.0f}") for name, (seconds, peak) in stages.items()]
-    rows += [("`dvc repro`, all", f"{total:.0f}", ""), (f"`{NOTHING}`, median of {o.rounds}", f"{middle:.2f}", "")]
+    rows += [("`dvc repro`, all", f"{total:.0f}", ""), (f"{NOTHING}, median of {o.rounds}", f"{middle:.2f}", "")]
     figures = {
         "seconds": {name: seconds for name, (seconds, _) in stages.items()},
         "peak_megabytes": {name: peak for name, (_, peak) in stages.items()},

@@ -17,6 +17,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # as torch.cpu names them
 SHORTEST = 0.3  # seconds that a contestant's turn takes at least: a short call is repeated
+LOAD = os.getloadavg()[0]  # before this benchmark adds to it
 WARM = 3  # calls before anything is measured: compilers and CUDA graphs need so many
 
 
@@ -72,7 +73,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "mps" if device.type == "mps" else None,
         "torch": torch.__version__,
-        "load": round(os.getloadavg()[0], 2),
+        "load": round(LOAD, 2),
     }
 
 
