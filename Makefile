@@ -60,7 +60,7 @@ format: $(STAMP) ## put the code in order
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
 bench: $(STAMP) ## make repro, watched: seconds and peak memory of every stage that runs
-	@$(BIN)/python -m benchmarks.stages
+	@$(BIN)/python -m benchmarks.end_to_end
 
 torture: $(STAMP) ## 100 kills at random moments, each made good by dvc repro; TORTURE="--kills 10 --seed 1 --jobs 2"
 	@$(BIN)/python -m tests.torture $(TORTURE)

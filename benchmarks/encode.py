@@ -3,19 +3,15 @@
 After `dvc repro`: python -m benchmarks.encode
 """
 
-import datetime
-import os
-import platform
+import itertools
 import tempfile
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lfm.precision import precision
+from benchmarks.measure import alternate, options, ratio, report
+from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, images
 from pipeline.machine.scratch import Scratch
 from pipeline.params import load_params
@@ -23,25 +19,17 @@ from pipeline.progress import Progress
 from stages.encode import Encoder, assemble, parts
 
 IMAGES, AUTOENCODER = Path("data/images.h5"), Path("models/autoencoder")
-ROWS, TIMES = 20_000, 5
-
-
-def seconds_of(work: Callable[[], None]) -> float:
-    """How long a call takes, until the device has done it."""
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+ROWS = 20_000
 
 
 @torch.inference_mode()
 def main() -> None:
-    p = load_params().encode
+    o, p = options(__doc__).parse_args(), load_params().encode
     with hdf5.reading(IMAGES, images.FORMAT) as file, tempfile.TemporaryDirectory(dir=".") as folder:
         encoder = Encoder(AUTOENCODER, p, file)
         rows = min(ROWS, file.shape("train/labels")[0]) // p.batch_size * p.batch_size
         pictures = torch.from_numpy(file.read("train/images", 0, rows))
+        turns = itertools.count()
         ready = [encoder.coder.pixels(part.to(encoder.device)) for part in pictures.split(p.batch_size)]
 
         def bare() -> None:
@@ -49,23 +37,22 @@ def main() -> None:
                 with precision(p.precision, encoder.device):
                     encoder.coder.model.encode(pixels)
 
-        def whole(turn: int) -> None:
-            place = Path(folder) / str(turn)
+        def whole() -> None:
+            place = Path(folder) / str(next(turns))
             place.mkdir()
             with hdf5.writing(place / "latents.h5") as latents, Progress(rows, "encode", "image", False) as progress:
                 assemble(parts({"train": rows}, p.batch_size), encoder, latents, Scratch(place), progress)
 
-        bare()
-        whole(-1)  # both warm
-        pairs = [(seconds_of(bare), seconds_of(partial(whole, i))) for i in range(TIMES)]
-    forward, stage = (rows / np.array(values) for values in zip(*pairs, strict=True))
-    print(
-        f"{datetime.date.today()}, {encoder.device}, {os.cpu_count()} cores, {platform.machine()}, {rows:,} images, {p.precision}"
-    )
-    print("| | images a second, median | least | most |\n|---|---|---|---|")
-    for name, rates in {"bare forward pass": forward, "encoded, kept and assembled": stage}.items():
-        print(f"| {name} | {np.median(rates):,.0f} | {np.min(rates):,.0f} | {np.max(rates):,.0f} |")
-    print(f"\nratio, median of {TIMES} pairs: {np.median(stage / forward):.3f}")
+        names = "bare forward pass", "encoded, kept and assembled"
+        seconds = alternate(dict(zip(names, (bare, whole), strict=True)), o.rounds, encoder.device, warm=1)
+    rates = {name: rows / s for name, s in seconds.items()}
+    table = [
+        (name, f"{np.median(r):,.0f}", f"{r.min():,.0f}", f"{r.max():,.0f}", f"{ratio(r, rates[names[0]]):.3f}")
+        for name, r in rates.items()
+    ]
+    columns = (f"{rows:,} images", "images/s, median", "least", "most", "× bare")
+    figures = {"precision": resolve(p.precision, encoder.device), "images": rows, "images_per_second": rates}
+    report("encode", encoder.device, columns, table, {"rounds": o.rounds, **figures})
 
 
 if __name__ == "__main__":

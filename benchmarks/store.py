@@ -19,7 +19,7 @@ import torch
 from lfm.nets.latents import LatentScale
 from pipeline.artifacts import hdf5, images, latents
 from pipeline.params import load_params
-from stages.train import batch
+from stages.train import batch, draws
 from tools.workspace import make_workspace
 
 IMAGES, LATENTS, AUTOENCODER = Path("data/images.h5"), Path("data/latents.h5"), Path("models/autoencoder")
@@ -57,7 +57,8 @@ def epoch(megabytes: int) -> None:
         alone = time.perf_counter() - began
         began = time.perf_counter()
         for step in range(steps):
-            batch(p.flow, p.train, 1.0, 10, data, step)
+            rows_of_step = data.batch(0, step, p.train.batch_size)
+            batch(p.flow, p.train, 10, rows_of_step, *draws(p.flow, p.train, 1.0, data.shape, step))
         drawn = time.perf_counter() - began
     rows = steps * p.train.batch_size
     print(f"{rows / alone:,.0f} | {rows / drawn:,.0f}")

@@ -392,7 +392,7 @@ class LatentFlow:
         """Noise of these rows → normalised latents (T, B, c, h, w) at places of the grid."""
 
         def noise(stream: str) -> Tensor:
-            return random.normal_rows(seed, stream, rows.tolist(), self.latent_shape).to(self.device)
+            return random.moved(random.normal_rows(seed, stream, rows.tolist(), self.latent_shape), self.device)
 
         if s.solver == "flow_map" and self.flow_map is not None:
             y = torch.from_numpy(labels.astype(np.int64)).to(self.device)

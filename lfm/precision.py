@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,7 +14,7 @@ def resolve(name: str, device: torch.device) -> str:
     """What `auto` means on a device, `bf16` or `float32`; another name as it is.
 
     bf16 where it is the faster one: on GPUs that have it, on CPUs with AMX, and on AMD from Zen 4 on. Intel's avx512_bf16
-    without AMX multiplies matrices at half the speed of float32, and a CPU without either at a hundredth.
+    without AMX multiplies matrices at half the speed of float32, and a CPU without either at a hundredth. On Apple's GPU float32.
     """
     if name != "auto":
         return name
@@ -36,11 +37,14 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[object]
     return torch.autocast(device.type, torch.bfloat16) if resolve(name, device) == "bf16" else nullcontext()
 
 
-def make_deterministic() -> None:
-    """Make the same inputs give the same bytes on the same kind of device and number of threads."""
+def make_deterministic(device: torch.device) -> None:
+    """Make the same inputs give the same bytes on the same kind of device and number of threads.
+
+    Apple's GPU (mps) has no deterministic version of some operations. They run all the same, each named once in a warning.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode(
-        "error"
-    )  # use_deterministic_algorithms is the same, and imports the compiler first
+    # As torch.use_deterministic_algorithms, which takes seconds to import the compiler first.
+    torch.set_deterministic_debug_mode("warn" if device.type == "mps" else "error")
+    warnings.filterwarnings("once", ".*does not have a deterministic implementation")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, slow
     torch.backends.cudnn.benchmark = False

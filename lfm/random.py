@@ -2,7 +2,7 @@
 
 The triple is hashed to a 128-bit Philox key (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so no
 generator lives across steps, a stage may stop and go on anywhere, and draws for different rows can't collide as they
-would with the 32 bits that torch's CPU generator takes. Draws are made on the CPU, whatever device works with them.
+would with the 32 bits that torch's CPU generator takes. Draws are made on the CPU, whatever device works with them (`moved`).
 """
 
 import hashlib
@@ -36,6 +36,14 @@ def uniform(seed: int, stream: str, index: int, shape: Iterable[int]) -> torch.T
 def permutation(seed: int, stream: str, index: int, n: int) -> torch.Tensor:
     """A random order of 0 … n − 1, int64."""
     return torch.from_numpy(generator(seed, stream, index).permutation(n))
+
+
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Draws, or other values of the CPU, on the device that works with them. For a CUDA GPU they go through pinned memory, so that
+    the host does not wait until they are there; what is pinned already is not copied again on the host."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def torch_seed(seed: int, stream: str) -> int:

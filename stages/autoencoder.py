@@ -41,7 +41,7 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
     coder = ImageAutoencoder(model, pictures.shape[1], (pictures.shape[2], pictures.shape[3])).to(device)
     latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
-    loss_of = compiled(loss_of, "autoencoder") if p.compile else loss_of
+    loss_of = compiled(loss_of, "autoencoder", device) if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)
     curves: Curves = []
     loop = Loop(
@@ -49,9 +49,9 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
         lambda step: p.learning_rate * warmup_cosine(step, p.steps, p.steps // 20),
     )  # fmt: skip
     for step in loop:
-        rows = batch_rows(p.seed, step, p.batch_size, len(pictures)).to(device)
-        moves = random.uniform(p.seed, "shift", step, (p.batch_size, 2)).to(device)
-        noise = random.normal(p.seed, "posterior", step, latent).to(device)
+        rows = random.moved(batch_rows(p.seed, step, p.batch_size, len(pictures)), device)
+        moves = random.moved(random.uniform(p.seed, "shift", step, (p.batch_size, 2)), device)
+        noise = random.moved(random.normal(p.seed, "posterior", step, latent), device)
         with precision(p.precision, device):
             loss, squared, kl = loss_of(coder.pixels(shifted(pictures[rows], moves, p.shift)), noise)
         optimizer.zero_grad()

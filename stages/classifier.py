@@ -47,9 +47,9 @@ def train(context: Context, pictures: Tensor, labels: Tensor, classes: int) -> t
         lambda step: p.learning_rate * warmup_cosine(step, p.steps, p.steps // 10),
     )  # fmt: skip
     for step in loop:
-        rows = batch_rows(p.seed, step, p.batch_size, len(labels)).to(device)
-        u = random.uniform(p.seed, "augmentation", step, (p.batch_size, 5))
-        pixels = distorted(to_pixels(pictures[rows]), u.to(device))
+        rows = random.moved(batch_rows(p.seed, step, p.batch_size, len(labels)), device)
+        u = random.moved(random.uniform(p.seed, "augmentation", step, (p.batch_size, 5)), device)
+        pixels = distorted(to_pixels(pictures[rows]), u)
         with precision(p.precision, device):
             loss = F.cross_entropy(model(pixels).float(), labels[rows], label_smoothing=0.05)
         optimizer.zero_grad()

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.params import DistillParams
 from pipeline.progress import say
 from pipeline.run import Context, run
+from pipeline.training.ahead import ahead
 from pipeline.training.checkpoint import State
 from pipeline.training.loop import Loop, compiled
 from pipeline.training.order import batch_rows
@@ -51,7 +52,7 @@ class Teacher:
     def states(self, labels: np.ndarray, start: int) -> dict[str, np.ndarray]:
         """Where the noises of pairs start, start + 1 … are at the flow map's times: (B, evaluations + 1, c, h, w) float16."""
         p, rows = self.p, range(start, start + len(labels))
-        x0 = random.normal_rows(p.seed, "distill", rows, self.shape).to(self.device)
+        x0 = random.moved(random.normal_rows(p.seed, "distill", rows, self.shape), self.device)
         y = torch.from_numpy(labels).to(self.device)
         interval = (p.guidance_interval[0], p.guidance_interval[1])
         velocity = guided(self.velocity, y, p.guidance_scale, self.model.null_label, interval)
@@ -90,7 +91,7 @@ def jump_loss(model: FlowMap, x_s: Tensor, x_t: Tensor, s: Tensor, t: Tensor, y:
 
 
 def batch(p: DistillParams, states: Tensor, labels: Tensor, end: float, step: int) -> tuple[Tensor, ...]:
-    """States x_s and x_t, times s and t, labels y of one step: all that is random in it."""
+    """States x_s and x_t, times s and t, labels y of one step, on the CPU: all that is random in it."""
     rows = batch_rows(p.seed, step, p.batch_size, len(labels))
     s, t, shares = torch.tensor(jumps(p.evaluations), dtype=torch.float64).unbind(1)
     drawn = random.uniform(p.seed, "jump", step, (p.batch_size,)).double()
@@ -108,17 +109,17 @@ def train(context: Context, teacher: Teacher, states: Tensor, labels: Tensor) ->
     model = FlowMap.from_velocity(teacher.model, p.evaluations).train()
     ema = EMA(model)
     loss_of = partial(jump_loss, model)
-    loss_of = compiled(loss_of, "distill") if p.compile else loss_of
+    loss_of = compiled(loss_of, "distill", device) if p.compile else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.95), weight_decay=0.01, fused=True)
     curve: Curve = []
     loop = Loop(
         context, "distill", State({"model": model, "average": ema.average}, optimizer, {"curve": curve}), p.steps,
         lambda step: p.learning_rate * warmup_cosine(step, p.steps, min(100, p.steps // 2)),
     )  # fmt: skip
+    drawn = ahead(partial(batch, p, states, labels, teacher.end), device)
     for step in loop:
-        parts = (part.to(device) for part in batch(p, states, labels, teacher.end, step))
         with precision(p.precision, device):
-            loss = loss_of(*parts)
+            loss = loss_of(*drawn(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lfm import random
 from lfm.nets import autoencoder
 from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.latents import LatentScale
@@ -64,10 +65,8 @@ class Encoder:
         moments = []
         for start in range(0, len(pixels), batch):  # a GPU is given all of them before the first is asked for
             full = np.resize(pixels[start : start + batch], (batch, *pixels.shape[1:]))  # the last one repeats itself
-            whole = torch.from_numpy(full)
-            whole = whole.pin_memory() if self.device.type == "cuda" else whole
             with precision(self.p.precision, self.device):
-                moments.append(self.coder.moments(whole.to(self.device, non_blocking=True)))
+                moments.append(self.coder.moments(random.moved(torch.from_numpy(full), self.device)))
         mean, std = (torch.cat(values)[: len(pixels)].cpu().numpy() for values in zip(*moments, strict=True))
         if not np.maximum(np.abs(mean).max(), std.max()) < LARGEST:
             raise UserError(

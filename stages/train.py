@@ -1,5 +1,6 @@
 """The velocity transformer, fitted to the latents with conditional flow matching → models/flow/."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from pipeline.artifacts.latents import Latents, Store
 from pipeline.params import FlowParams, TrainParams
 from pipeline.progress import say
 from pipeline.run import Context, run
+from pipeline.training.ahead import ahead
 from pipeline.training.checkpoint import State
 from pipeline.training.init import begin_with, init_folder
 from pipeline.training.loop import Loop, compiled
@@ -79,9 +81,9 @@ def snapshot(model: Transformer, velocity: Velocity, end: float, shape: torch.Si
     Written out: a training that used the sampler would be run again whenever that is edited.
     """
     device = next(model.parameters()).device
-    x = random.normal_rows(p.seed, "snapshot", range(SNAPSHOT_NOISES), shape).to(device)
+    x = random.moved(random.normal_rows(p.seed, "snapshot", range(SNAPSHOT_NOISES), shape), device)
     y = torch.arange(SNAPSHOT_NOISES, device=device) % max(1, model.null_label)
-    grid = (end * torch.linspace(0, 1, SNAPSHOT_STEPS + 1, dtype=torch.float64)).to(x)
+    grid = (end * torch.linspace(0, 1, SNAPSHOT_STEPS + 1, dtype=torch.float64)).to(x.dtype)  # on the CPU
     with precision(p.precision, device):
         for t, dt in zip(grid[:-1], grid.diff(), strict=True):
             middle = x + velocity(t, x, y).to(x.dtype) * (0.5 * dt)
@@ -96,18 +98,55 @@ def snapshot_steps(p: TrainParams) -> set[int]:
     return {round(fraction * p.steps) for fraction in p.snapshots}
 
 
-def batch(f: FlowParams, p: TrainParams, end: float, null: int, data: Store, step: int) -> tuple[Tensor, ...]:
-    """Noise x0, data x1, times t and labels y of one step: all that is random in it."""
-    n, device, shape = p.batch_size, data.device, data.shape
-    rows = data.batch(p.seed, step, n)
-    x1 = draw(rows.mean, rows.std, random.normal(p.seed, "posterior", step, (n, *shape)).to(device))
-    noise = random.normal(p.seed, "x0", step, (n, *shape)).to(device)
-    x0 = COUPLINGS[f.coupling](noise, x1, rows.labels if null else None)
-    u, choice = (random.uniform(p.seed, stream, step, (n,)) for stream in ("t", "t choice"))
+def draws(f: FlowParams, p: TrainParams, end: float, shape: torch.Size, step: int) -> tuple[Tensor, ...]:
+    """All that is random in one step but the rows of its data, on the CPU: noise of their posteriors and noise x0
+    (B, c, h, w) each, times t (B,), and uniform draws (B,) by which labels are dropped."""
+    n = p.batch_size
+    posterior, x0 = (random.normal(p.seed, stream, step, (n, *shape)) for stream in ("posterior", "x0"))
+    u, choice, drop = (random.uniform(p.seed, stream, step, (n,)) for stream in ("t", "t choice", "drop"))
     order = random.permutation(p.seed, "t order", step, n)
     t = end * sample_times(f.times, u, order, choice, f.logit_mean, f.logit_std, f.uniform_share)
-    y = drop_labels(rows.labels, random.uniform(p.seed, "drop", step, (n,)).to(device), p.label_dropout, null)
-    return x0, x1, t.to(device), y
+    return posterior, x0, t, drop
+
+
+def batch(
+    f: FlowParams, p: TrainParams, null: int, rows: Latents, posterior: Tensor, x0: Tensor, t: Tensor, drop: Tensor
+) -> tuple[Tensor, ...]:
+    """Noise x0, data x1, times t and labels y of one step, from its rows and `draws`, on the device of both."""
+    x1 = draw(rows.mean, rows.std, posterior)
+    x0 = COUPLINGS[f.coupling](x0, x1, rows.labels if null else None)
+    return x0, x1, t, drop_labels(rows.labels, drop, p.label_dropout, null)
+
+
+class Fit(NamedTuple):
+    """What a step changes, and the loss that it lowers."""
+
+    model: Transformer
+    ema: EMA[Transformer]
+    optimizer: torch.optim.Optimizer
+    loss: Callable[..., Tensor]  # x0, x1, t, y ↦ a scalar
+
+
+def begin(model: Transformer, path: ProbPath, f: FlowParams, p: TrainParams, device: torch.device) -> Fit:
+    """A fit of the model, which is on the device, to the velocity of a path."""
+    loss = partial(cfm_loss, model, path, prediction=f.prediction, weighting=WEIGHTINGS[f.weighting])
+    optimizer = torch.optim.AdamW(
+        model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
+    )
+    return Fit(model, EMA(model), optimizer, compiled(loss, "train", device) if p.compile else loss)
+
+
+def update(fit: Fit, p: TrainParams, step: int, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """One step of the optimiser and of the average on a batch. Returns its loss, on the device: reading it waits for a GPU."""
+    with precision(p.precision, x0.device):
+        loss = fit.loss(x0, x1, t, y)
+    loss.backward()
+    if p.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(fit.model.parameters(), p.gradient_clip)
+    fit.optimizer.step()
+    fit.optimizer.zero_grad()
+    fit.ema.update(fit.model, decay_at(step, p.ema_decay))
+    return loss
 
 
 def train(context: Context, model: Transformer, data: Store, held_out: Latents) -> Result:
@@ -115,37 +154,26 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     f, p = context.params.flow, context.params.train
     path = make_path(f.path, f.sigma_min)
     end = last_time(path, divides_by_sigma=f.prediction == "data")
-    ema = EMA(model)
-    average = as_velocity(ema.average, path, f.prediction, LEAST_SIGMA)
-    loss_of = partial(cfm_loss, model, path, prediction=f.prediction, weighting=WEIGHTINGS[f.weighting])
-    loss_of = compiled(loss_of, "train") if p.compile else loss_of
-    optimizer = torch.optim.AdamW(
-        model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
-    )
+    fit = begin(model, path, f, p, data.device)
+    averaged = fit.ema.average
+    average = as_velocity(averaged, path, f.prediction, LEAST_SIGMA)
+    drawn = ahead(partial(draws, f, p, end, data.shape), data.device)
     validation, due = Validation(average, path, end, p, held_out), snapshot_steps(p)
     losses, first, validated, by_t, snaps = [], [], [], [], []  # type: ignore[var-annotated]
     records = {"losses": losses, "first": first, "validation": validated, "by_t": by_t, "snapshots": snaps}
     loop = Loop(
-        context, "train", State({"model": model, "average": ema.average}, optimizer, records), p.steps,
+        context, "train", State({"model": model, "average": averaged}, fit.optimizer, records), p.steps,
         lambda step: p.learning_rate * SCHEDULES[p.schedule](step, p.steps, p.warmup_steps),
     )  # fmt: skip
     edges = [f"{i / BINS:g}" for i in range(BINS + 1)]
     columns = ("step", "validation_loss", *(f"t from {a} to {b}" for a, b in pairwise(edges)))
     live = context.live("validation", columns, by_t)
     if loop.start == 0 and 0 in due:
-        snaps.append((0, snapshot(ema.average, average, end, data.shape, p)))
+        snaps.append((0, snapshot(averaged, average, end, data.shape, p)))
 
     for step in loop:
-        x0, x1, t, y = batch(f, p, end, model.null_label, data, step)
-        with precision(p.precision, data.device):
-            loss = loss_of(x0, x1, t, y)
-        loss.backward()
-        if p.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), p.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(model, decay_at(step, p.ema_decay))
-
+        rows = data.batch(p.seed, step, p.batch_size)
+        loss = update(fit, p, step, *batch(f, p, model.null_label, rows, *drawn(step)))
         done = step + 1
         if step == 0:  # what a diverging loss is compared with; the curve begins later
             first.append((done, loop.checked(loss, done, first)))
@@ -157,8 +185,8 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
             by_t.append((done, mean, *bins))
             live.add(by_t[-1])
         if done in due:
-            snaps.append((done, snapshot(ema.average, average, end, data.shape, p)))
-    return Result(ema.average, losses, validated, snaps)
+            snaps.append((done, snapshot(averaged, average, end, data.shape, p)))
+    return Result(averaged, losses, validated, snaps)
 
 
 def write(context: Context, result: Result, scale: LatentScale, about: dict[str, str | int | float]) -> None:

@@ -146,7 +146,7 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         compiler.chmod(0o755)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    double = compiled(lambda x: (2 * x).sin(), "train")
+    double = compiled(lambda x: (2 * x).sin(), "train", torch.device("cpu"))
     words = rf"^train\.compile is true.* failed \({re.escape(words)}.*train\.compile: false$"
     with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), pytest.raises(UserError, match=words):
         double(torch.ones(3, requires_grad=True))

@@ -142,8 +142,8 @@ def look(
     features = torch.cat(parts)
     if not bool(features.isfinite().all()):
         raise ConfigError("classifier: its features are not finite; fetch or train it again")
-    logits = classifier.head(features).double().cpu().numpy()
-    return View(labels.astype(np.int64), features.double().cpu().numpy(), np.empty((len(labels), 0)), logits)
+    logits = classifier.head(features).cpu().double().numpy()
+    return View(labels.astype(np.int64), features.cpu().double().numpy(), np.empty((len(labels), 0)), logits)
 
 
 def view(

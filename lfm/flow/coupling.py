@@ -22,12 +22,12 @@ def optimal_transport(x0: Tensor, x1: Tensor, y: Tensor | None) -> Tensor:
         x0, x1: noise and data, (B, ...).
         y: labels (B,), or None for a model without.
     """
-    a, b = x0.flatten(1), x1.flatten(1)
+    a, b = x0.flatten(1).cpu(), x1.flatten(1).cpu()  # where the assignment is solved, and where there is float64
     labels = torch.zeros(len(b), dtype=torch.int64) if y is None else y.cpu()
     order = torch.arange(len(b))
     for label in labels.unique():
         rows = torch.where(labels == label)[0]
-        cost = torch.cdist(b[rows].double(), a[rows].double()).square().cpu().numpy()  # (data, noise)
+        cost = torch.cdist(b[rows].double(), a[rows].double()).square().numpy()  # (data, noise)
         order[rows] = rows[torch.from_numpy(linear_sum_assignment(cost)[1])]
     return x0[order.to(x0.device)]
 

@@ -28,5 +28,5 @@ class EMA(Generic[M]):
     def update(self, model: M, decay: float) -> None:
         """θ̄ ← decay · θ̄ + (1 − decay) · θ for the parameters; buffers are copied."""
         torch._foreach_lerp_(list(self.average.parameters()), list(model.parameters()), 1 - decay)
-        for ours, theirs in zip(self.average.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        if buffers := list(self.average.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))

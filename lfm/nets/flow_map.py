@@ -1,12 +1,13 @@
 """The flow map u(s, t, x, y): how a velocity transformer jumps from one time to a later one in a single evaluation."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lfm.errors import ConfigError
-from lfm.nets.transformer import TIME_FREQUENCIES, Transformer, time_features
+from lfm.nets.transformer import TIME_FREQUENCIES, Transformer, for_each, time_features
 
 
 class FlowMap(Transformer):
@@ -47,14 +48,15 @@ class FlowMap(Transformer):
         return tuple(n for n in (1, 2, 4, 8, 16) if n <= self.evaluations)
 
     def forward(self, s: Tensor, t: Tensor, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        """Average velocity (B, C, H, W) from times s to t ((B,) or scalars each) at latents x (B, C, H, W) with labels y."""
-        s, t = (time.to(x.dtype).expand(len(x)) for time in (s, t))
+        """Average velocity (B, C, H, W) from times s to t ((B,) or scalars each, which may be on the CPU) at latents x (B, C, H, W)
+        with labels y."""
+        s, t = for_each(s, x), for_each(t, x)
         return self.conditioned(x, self.condition(s, y) + self.jump(time_features(t - s)))
 
     def follow(self, x: Tensor, y: Tensor, grid: Tensor) -> Tensor:
         """Noise x (B, C, H, W) with labels y (B,) along the n + 1 times of a grid: the states (n + 1, B, C, H, W)."""
         states = [x]
-        for s, t in zip(grid[:-1].to(x), grid[1:].to(x), strict=True):
+        for s, t in pairwise(grid.to("cpu", x.dtype)):
             x = x + (t - s) * self(s, t, x, y).to(x.dtype)
             states.append(x)
         return torch.stack(states)

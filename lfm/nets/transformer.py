@@ -167,9 +167,9 @@ class Transformer(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Velocity (B, C, H, W) at times t ((B,) or a scalar), latents x (B, C, H, W) and labels y (B,) int64 (of which a
-        model without labels takes no notice)."""
-        return self.conditioned(x, self.condition(t.to(x.dtype).expand(len(x)), y))
+        """Velocity (B, C, H, W) at times t ((B,) or a scalar, which may be on the CPU), latents x (B, C, H, W) and labels y
+        (B,) int64 (of which a model without labels takes no notice)."""
+        return self.conditioned(x, self.condition(for_each(t, x), y))
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
         """What times (B,) and labels (B,) say to the blocks: (B, D)."""
@@ -187,6 +187,15 @@ class Transformer(nn.Module):
         tokens = self.final(modulate(F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6), shift, scale))  # (B, N, C·p²)
         patches = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // p, x.shape[3] // p))  # (B, C·p², H/p, W/p)
         return F.pixel_shuffle(patches, p)
+
+
+def for_each(t: Tensor, x: Tensor) -> Tensor:
+    """Times (B,), or one scalar for all, as (B,) beside x (B, ...).
+
+    A scalar on the CPU becomes an argument of a kernel: the host does not wait for the GPU, as it would to copy it there.
+    """
+    t = t.to(x.dtype)
+    return t.expand(len(x)) if t.dim() else x.new_zeros(len(x)) + t
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ def guided(
     Args:
         model: v(t, x, y).
         y: labels of the batch, (B,).
-        interval: first and last t at which to guide, both included; t is a scalar.
+        interval: first and last t at which to guide, both included. t is a scalar; whether it lies within is decided on the
+            host, which must wait for the device where t is there.
     """
     null = torch.full_like(y, null_label)
     first, last = interval[0] - ROUNDING, interval[1] + ROUNDING

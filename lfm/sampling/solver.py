@@ -86,7 +86,8 @@ def integrate(
     velocity is never evaluated outside the grid.
 
     Args:
-        velocity: (t, x) ↦ dx/dt, t a scalar tensor.
+        velocity: (t, x) ↦ dx/dt, t a scalar tensor. A fixed-step solver keeps it on the CPU: the host knows every time
+            without waiting for a GPU. An adaptive one has it where x is.
         x: the state at grid[0], (B, ...).
         grid: the times at which steps begin and end, n + 1 of them for n steps.
         solver: a key of `FIXED_STEP` or `ADAPTIVE`.
@@ -102,7 +103,7 @@ def integrate(
         evaluations += 1
         return velocity(t, state).to(state.dtype)
 
-    grid = grid.to(x)
+    grid = grid.to(x) if solver in ADAPTIVE else grid.to("cpu", x.dtype)
     wanted = [len(grid) - 1] if at is None else at
     stops = sorted({0, *wanted, len(grid) - 1})
     if solver in ADAPTIVE:
@@ -152,7 +153,7 @@ def euler_maruyama(
         strength: 0 is Euler's method for the ordinary equation.
         grid, at: as for `integrate`.
     """
-    grid = grid.to(x)
+    grid = grid.to("cpu", x.dtype)
     wanted = [len(grid) - 1] if at is None else at
     states = {0: x}
     for i, (t, dt) in enumerate(zip(grid[:-1], grid.diff(), strict=True)):

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lfm import random
 from lfm.nets.latents import LatentScale
 from pipeline.artifacts.hdf5 import ArrayFile, Format, of_splits
 from pipeline.errors import UserError
@@ -52,7 +53,7 @@ class Latents:
 
     def rows(self, rows: Tensor) -> "Latents":
         """Some of them."""
-        rows = rows.to(self.device)
+        rows = random.moved(rows, self.device)
         return Latents(self.mean[rows], self.std[rows], self.labels[rows])
 
     def batch(self, seed: int, step: int, size: int) -> "Latents":

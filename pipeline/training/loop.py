@@ -58,12 +58,20 @@ class Loop:
         return self.loss
 
 
-def compiled(function: F, section: str) -> F:
+def compiled(function: F, section: str, device: torch.device) -> F:
     """The function through `torch.compile`, which needs a working C++ compiler, and does so when it is first called. That raises
-    `UserError` where it fails; `section` of params.yaml asked for it."""
-    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler
+    `UserError` where it fails; `section` of params.yaml asked for it.
+
+    On a CUDA GPU its kernels, and those of its backward pass, are launched together as CUDA graphs. What it returns is overwritten
+    when it is called again.
+    """
+    deterministic, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(deterministic, warn_only=warns)  # once more, so that the compiler knows it
     warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # what it thinks of libraries that we call
-    faster = torch.compile(function, dynamic=False)
+    faster = torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def call(*arguments: object) -> object:
         try:

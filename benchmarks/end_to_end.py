@@ -3,14 +3,16 @@
 In a fresh clone, so that nothing is cached: LFM_MIRROR=… make bench
 """
 
-import datetime
-import os
-import platform
 import re
 import sys
 import time
 
 import psutil
+import torch
+
+from benchmarks.measure import options, report
+from benchmarks.repro_noop import NOTHING, seconds_of
+from pipeline.machine.device import device as chosen_device
 
 
 def watch(words: list[str]) -> tuple[float, dict[str, tuple[float, float]]]:
@@ -37,15 +39,19 @@ def watch(words: list[str]) -> tuple[float, dict[str, tuple[float, float]]]:
 
 
 def main() -> None:
-    repro = [sys.executable, "-m", "dvc", "repro"]
-    total, stages = watch(repro)
-    nothing = min(watch(repro)[0] for _ in range(5))
-    print(f"\n{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}\n")
-    print("| stage | seconds | peak memory, MB |\n|---|---|---|")
-    for name, (seconds, peak) in stages.items():
-        print(f"| {name} | {seconds:.0f} | {peak:,.0f} |")
-    print(f"| `dvc repro`, all | {total:.0f} | |")
-    print(f"| `dvc repro`, nothing changed, best of 5 | {nothing:.2f} | |")
+    o = options(__doc__).parse_args()
+    total, stages = watch([sys.executable, "-m", "dvc", "repro"])
+    nothing = seconds_of(o.rounds)[NOTHING]
+    middle = torch.tensor(nothing).median().item()
+    rows = [(name, f"{seconds:.0f}", f"{peak:,.0f}") for name, (seconds, peak) in stages.items()]
+    rows += [("`dvc repro`, all", f"{total:.0f}", ""), (f"{NOTHING}, median of {o.rounds}", f"{middle:.2f}", "")]
+    figures = {
+        "seconds": {name: seconds for name, (seconds, _) in stages.items()},
+        "peak_megabytes": {name: peak for name, (_, peak) in stages.items()},
+        "all_seconds": total,
+        "nothing_changed_seconds": nothing,
+    }
+    report("end_to_end", chosen_device(), ("stage", "seconds", "peak memory, MB"), rows, figures)
 
 
 if __name__ == "__main__":
