@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 
-def dvc_root() -> Path:
-    """The nearest folder from the working directory upwards with a `.dvc`: the project's own, or one above it whose DVC
-    repository holds it in a sub-folder."""
-    here = Path.cwd()
+def dvc_root(project: Path = Path()) -> Path:
+    """The nearest folder from the project upwards with a `.dvc`: the project's own, or one above it whose DVC repository holds
+    it in a sub-folder."""
+    here = project.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
