@@ -22,8 +22,10 @@ def started_in() -> Path:
 
 
 def user_path(place: str | Path) -> Path:
-    """A path from params.yaml or the environment: relative ones begin in the project, the one where DVC was started."""
-    return Path(os.path.relpath(started_in())) / Path.cwd().relative_to(dvc_root()) / Path(place).expanduser()
+    """A path from params.yaml or the environment, in UTF-8 whatever the locale: relative ones begin in the project, the one
+    where DVC was started."""
+    named = Path(os.fsdecode(str(place).encode(errors="surrogateescape"))).expanduser()
+    return Path(os.path.relpath(started_in())) / Path.cwd().relative_to(dvc_root()) / named
 
 
 def user_folder(place: str) -> Path | None:

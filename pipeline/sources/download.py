@@ -43,7 +43,7 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
     `LFM_MIRROR` is tried first. In a directory the file may have any name; where the checksum of its content is known, it may
     also be unpacked or packed again. Raises `UserError` that names the file, what each place answered, and the ways out.
     """
-    mirror, answers = os.environ.get(MIRROR, ""), []
+    mirror, answers = os.environb.get(MIRROR.encode(), b"").decode(errors="surrogateescape"), []
     names, folders = (file.name, file.name.removesuffix(".gz")), (f"{file.dataset}/", "", f"{file.folder}/raw/")
     own = _read(file, mirror, [folder + name for folder in folders for name in names], show) if mirror else ()
     for place, data in itertools.chain(own, *(_read(file, url, [file.name], show) for url in publishers)):
