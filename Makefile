@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
   $(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
-# uv, where there is one that knows dependency groups (0.7 or later); else it is installed into the environment.
+# uv, where there is one that knows dependency groups (0.6.10 does, 0.6.0 does not); else it is installed into the environment.
 UV := $(shell uv pip install --help 2>/dev/null | grep -q -e --group && command -v uv || echo $(BIN)/uv)
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX

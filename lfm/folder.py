@@ -39,14 +39,14 @@ def listing(root: Path) -> Listing:
     """All images of a folder. Raises `ConfigError` if its layout is wrong."""
     notes: list[str] = []
     parts = _parts(root)
-    classes = _classes(root, parts, notes)
+    folders = _classes(root, parts, notes)
     images = [
         Listed(part, label, name)
         for part in parts
-        for label, c in enumerate(classes)
+        for label, c in enumerate(folders)
         for name in _images(root, f"{part}/{c}" if part else c, notes)
     ]
-    return Listing(parts, classes, images, notes)
+    return Listing(parts, [_text(c) for c in folders], images, notes)
 
 
 def folder_digest(root: Path) -> tuple[str, Listing]:
@@ -107,8 +107,13 @@ def _parts(root: Path) -> tuple[str, ...]:
     return SPLITS
 
 
+def _text(name: str) -> str:
+    """The name of a file as UTF-8 has it, whatever the locale's encoding."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 def _classes(root: Path, parts: Sequence[str], notes: list[str]) -> list[str]:
-    """The names of the classes, the same in every part."""
+    """The folders of the classes, the same in every part."""
     names = [_folders(root, part) for part in parts]
     if strange := set(names[0]) ^ set(names[-1]):
         raise ConfigError(f"train and test must hold the same classes, and only one has {_shown(min(strange))}")
@@ -118,7 +123,7 @@ def _classes(root: Path, parts: Sequence[str], notes: list[str]) -> list[str]:
     for part in parts:
         if beside := sum(name.lower().endswith(SUFFIXES) for name, entry in _entries(root, part) if not entry.is_dir()):
             notes.append(f"{beside:,} images beside the folders of the classes are left out")
-    for name in classes:
+    for name in map(_text, classes):
         if not name.isprintable() or len(name) > LETTERS:
             raise ConfigError(
                 f"a class is named {_shown(name)}; rename it, with at most {LETTERS} printable characters"

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import io
 import json
 import os
 import re
@@ -305,6 +306,8 @@ def counted(batches: "Iterable[Samples]", total: int, quiet: bool) -> "Iterator[
 
 def run(group: click.Group, words: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 2 for a user's mistake, 1 for an internal error, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale's encoding, as Python does for stderr
     try:
         result = group.main(args=None if words is None else list(words), prog_name="lfm", standalone_mode=False)
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """How a stage runs: parameters, files, locks, progress. Nothing here changes a result but `artifacts` and `training`."""
 
+import io
 import os
 import sys
 import time
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 
 # Taken before anything slow is imported.
 PARENT, START_NS = os.getppid(), time.time_ns()
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale's encoding, as Python does for stderr
 if find_spec("torch") is None:
     print(f"error: {sys.executable} has no torch; run `make setup`, then `source .venv/bin/activate`", file=sys.stderr)
     sys.exit(2)

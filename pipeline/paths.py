@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 
-def dvc_root() -> Path:
-    """The nearest folder from the working directory upwards with a `.dvc`: the project's own, or one above it whose DVC
-    repository holds it in a sub-folder."""
-    here = Path.cwd()
+def dvc_root(project: Path = Path()) -> Path:
+    """The nearest folder from the project upwards with a `.dvc`: the project's own, or one above it whose DVC repository holds
+    it in a sub-folder."""
+    here = project.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
@@ -22,8 +22,10 @@ def started_in() -> Path:
 
 
 def user_path(place: str | Path) -> Path:
-    """A path from params.yaml or the environment: relative ones begin in the project, the one where DVC was started."""
-    return Path(os.path.relpath(started_in())) / Path.cwd().relative_to(dvc_root()) / Path(place).expanduser()
+    """A path from params.yaml or the environment, in UTF-8 whatever the locale: relative ones begin in the project, the one
+    where DVC was started."""
+    named = Path(os.fsdecode(str(place).encode(errors="surrogateescape"))).expanduser()
+    return Path(os.path.relpath(started_in())) / Path.cwd().relative_to(dvc_root()) / named
 
 
 def user_folder(place: str) -> Path | None:

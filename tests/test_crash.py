@@ -423,14 +423,28 @@ RECORDS: list[tuple[str, str | None, bool]] = [
 @pytest.mark.parametrize(("name", "content", "removed"), RECORDS)
 def test_mend_removes_what_dvc_had_half_written(tmp_path: Path, name: str, content: str | None, removed: bool) -> None:
     elsewhere = name.replace(".dvc/cache", "store")
-    for project, place in ((tmp_path / "a", name), (tmp_path / "b", elsewhere)):
-        (project / ".dvc").mkdir(parents=True)
-        (project / ".dvc/config.local").write_text(f"[cache]\ndir = {project / 'store'}\n" if place != name else "")
-        path = project / place
+    places = [(tmp_path / "a", "", name), (tmp_path / "b", "", elsewhere), (tmp_path / "c", "a/project", name)]
+    for root, within, place in places:
+        project = root / within
+        project.mkdir(parents=True)
+        (root / ".dvc").mkdir()
+        (root / ".dvc/config.local").write_text(f"[cache]\ndir = {root / 'store'}\n" if place != name else "")
+        path = (root if place.startswith((".dvc", "store")) else project) / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir() if content is None else path.write_text(content)
         assert mend(project) == ([path] if removed else [])
         assert path.exists() != removed
+
+
+def test_mend_reads_every_lock_of_the_repository_as_dvc_does(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    for name in ("ours", "theirs/sub", "whole", "other repository"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "dvc.lock").write_text(WHOLE if name == "whole" else "")
+    (tmp_path / "other repository/.dvc").mkdir()
+    ours = tmp_path / "ours"
+    assert mend(ours) == [ours / "dvc.lock", ours / "../theirs/sub/dvc.lock"]
+    assert sorted(tmp_path.rglob("dvc.lock")) == [tmp_path / n / "dvc.lock" for n in ("other repository", "whole")]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +467,10 @@ def test_busy_is_what_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     lock = tmp_path / ".dvc/tmp/rwlock"
     lock.parent.mkdir(parents=True)
     lock.write_text('{"read": {"data": [{"pid": 7, "cmd": "dvc"}]}}')
-    assert mend(tmp_path) == ([lock] if words.startswith("vim") else [])
+    project = tmp_path / "sub-folder"  # the same, where the project is a part of the repository
+    project.mkdir()
+    assert at_work(project) == at_work(tmp_path)
+    assert mend(project) == ([lock] if words.startswith("vim") else [])
 
 
 # --- whole stages ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from benchmarks import verdict
 from benchmarks.verdict import SPOILT
-from lfm.evaluation.neighbours import memorised, nearest
+from lfm.evaluation.neighbours import memorised, nearest, radii
 from lfm.evaluation.protocol import Settings, View, check_all, flat, view
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
@@ -124,3 +124,14 @@ def test_shuffled_labels_are_noticed_by_accuracy(world: World) -> None:
 def test_memorised_training_images_are_noticed(world: World) -> None:
     half = len(world.images["other"])
     assert "no memorising" in look(world, world.images["train"][:half], world.labels["train"][:half])
+
+
+@pytest.mark.parametrize("n", [20, 100, 400])
+def test_radii_of_a_set_follow_from_neighbours_among_all_images(n: int) -> None:
+    """As `benchmarks.verdict` keeps them; of the smaller sets too few are kept."""
+    g = np.random.default_rng(n)
+    x, rows, drawn = g.standard_normal((600, 8)), g.permutation(600)[:n], g.random(600) < 0.2
+    seen = View(np.zeros(600, int), x, x, np.zeros((600, 2)))
+    real = verdict.Real(x, seen, verdict.Near.of(x + 0.1, x, 16), verdict.Near.of(x, x, 32))
+    np.testing.assert_allclose(real.radii(rows, 5), radii(x[rows], 5), rtol=1e-12)
+    np.testing.assert_allclose(real.from_training(rows, drawn), nearest(x[rows] + 0.1, x[~drawn])[1], rtol=1e-12)

@@ -190,7 +190,13 @@ def from_server(answer: Callable[[Request], object]) -> Case:
     return UserError, "a.gz", act
 
 
-def from_mirror(mirror: str, files: dict[str, bytes] | None = None, status: int = 404, **environment: str) -> Case:
+def from_mirror(
+    mirror: str,
+    files: dict[str, bytes] | None = None,
+    status: int = 404,
+    sha256: str | None = SHA256,
+    **environment: str,
+) -> Case:
     def act(scene: Scene) -> None:
         scene.server.answer = lambda request: send(request, status)
         for name, data in (files or {}).items():
@@ -198,7 +204,7 @@ def from_mirror(mirror: str, files: dict[str, bytes] | None = None, status: int 
         scene.patch.setenv("LFM_MIRROR", mirror.replace("SERVER", scene.server.address))
         for name, value in environment.items():
             scene.patch.setenv(name, value.replace("SERVER", scene.server.address))
-        fetch(FILE, [], False)
+        fetch(FILE._replace(sha256=sha256), [], False)
 
     return UserError, "a.gz", act
 
@@ -255,6 +261,7 @@ ERRORS: dict[str, Case] = {
     "mirror, empty": from_mirror("."),
     "mirror, no such user": from_mirror("~nosuchuser/x"),
     "mirror, other files": from_mirror(".", dict.fromkeys(("a.zip", "b", "c", "d", "e", "f"), b"x")),
+    "mirror, unpacked, of unknown content": from_mirror(".", {"a": CONTENT}, sha256=None),
     "mirror, corrupt": from_mirror(".", {"mnist/a.gz": PACKED[:-3]}),
     "IDX, cut gzip": (UserError, "a.gz", lambda scene: idx.unpack("a.gz", PACKED[:-9])),
     "IDX, another kind": (UserError, "a.gz", packed(b"P5 28")),

@@ -134,7 +134,7 @@ def flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def read_runs(revisions: Iterable[str] = ()) -> list[Run]:
     """Experiments of HEAD, or of some revisions, and these commits themselves. The working tree is none of them."""
     words = [word for revision in revisions for word in ("--rev", revision)]
-    shown = subprocess.run([*DVC, "exp", "show", "--json", *words], stdout=subprocess.PIPE, text=True)
+    shown = subprocess.run([*DVC, "exp", "show", "--json", *words], stdout=subprocess.PIPE, encoding="utf-8")
     if shown.returncode:
         raise UserError("`dvc exp show` failed; the lines above say why")
     runs = []

@@ -8,6 +8,7 @@ restored as it is.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,15 +17,14 @@ from typing import Any
 
 import psutil
 from dvc.config import Config
-from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc_data.hashfile.hash import file_md5
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
 from pipeline.params import load_yaml
+from pipeline.paths import dvc_root
 
-LOCKS = Path("dvc.lock"), Path("sweeps/dvc.lock")
 COPIES = "data", "models", "reports"  # folders to which DVC copies under a temporary name first, beside its cache
 TEMPORARY = f".{'?' * 22}.tmp"
 # Of `dvc`, what reads alone: an editor's panel calls these every few seconds.
@@ -35,14 +35,15 @@ READERS = re.compile(
 
 
 def mend(project: Path, cache: bool = True) -> list[Path]:
-    """Remove dvc.lock and rwlock where they are cut short, rwlock also where a process holds it that is no `dvc`, and empty
-    folders of the run cache; half a copy that DVC left, which is in nobody's way; and, with `cache`, corrupt files in the
-    cache. Returns what was removed."""
-    dvc = Path(Repo.find_root(str(project))) / ".dvc"
+    """Remove every dvc.lock of the repository and its rwlock where they are cut short, rwlock also where a process holds it
+    that is no `dvc`, and empty folders of the run cache; half a copy that DVC left, which is in nobody's way; and, with
+    `cache`, corrupt files in the cache. Returns what was removed."""
+    root = dvc_root(project)
+    dvc = root / ".dvc"
     store = Path(Config(str(dvc), validate=False)["cache"].get("dir") or dvc / "cache")  # wherever the user has put it
     readers, objects = dvc / "tmp/rwlock", store / "files/md5"
-    paths = [project / name for name in LOCKS if not _lock(project / name)]
-    paths += [] if _holders(readers) <= {process.pid for process in _processes(project.resolve())} else [readers]
+    paths = [project / os.path.relpath(lock, project) for lock in _locks(root) if not _whole_lock(lock)]
+    paths += [] if _holders(readers) <= {process.pid for process in _processes(root)} else [readers]
     paths += [f for f in sorted((store / "runs").glob("*/*")) if f.is_dir() and not any(f.iterdir())]
     paths += [f for folder in (*(project / c for c in COPIES), objects) for f in sorted(folder.rglob(TEMPORARY))]
     paths += [f for f in sorted(objects.glob("??/" + "?" * 30 + "*")) if not _whole(f)] if cache else []
@@ -51,10 +52,19 @@ def mend(project: Path, cache: bool = True) -> list[Path]:
     return paths
 
 
-def _lock(path: Path) -> bool:
+def _locks(root: Path) -> Iterator[Path]:
+    """Every dvc.lock of a repository, but for other ones within it: DVC reads all of them, whichever project it works in."""
+    for folder, folders, files in os.walk(root):
+        within = ".dvc" in folders and Path(folder) != root
+        folders[:] = [] if within else sorted(n for n in folders if not n.startswith(".") and n != "node_modules")
+        if "dvc.lock" in files and not within:
+            yield Path(folder, "dvc.lock")
+
+
+def _whole_lock(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else None
-        if text is not None and "<<<<<<<" not in text:  # a merge is git's to end
+        text = path.read_text(encoding="utf-8")
+        if "<<<<<<<" not in text:  # a merge is git's to end
             COMPILED_LOCKFILE_SCHEMA(load_yaml(text))
     except (YAMLError, ValueError, Invalid):
         return False
@@ -76,18 +86,18 @@ def _whole(path: Path) -> bool:
     return path.parent.name + path.name.removesuffix(".dir") == file_md5(str(path))
 
 
-def _processes(project: Path) -> Iterator[psutil.Process]:
-    """Those of `dvc`, or of a stage, in this project or one of its temporary workspaces."""
+def _processes(root: Path) -> Iterator[psutil.Process]:
+    """Those of `dvc`, or of a stage, in this repository or one of its temporary workspaces."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, folder = process.info["cmdline"] or [], Path(process.info["cwd"] or "/")
         ours = any(Path(word).name == "dvc" or word.startswith(("stages.", "sweeps.")) for word in words[:4])
-        if ours and (folder == project or project in folder.parents):
+        if ours and (folder == root or root in folder.parents):
             yield process
 
 
 def at_work(project: Path) -> list[int]:
-    """The PIDs of those that may write."""
-    return [process.pid for process in _processes(project) if not _only_reads(process.info["cmdline"])]
+    """The PIDs of those that may write in the project's repository."""
+    return [process.pid for process in _processes(dvc_root(project)) if not _only_reads(process.info["cmdline"])]
 
 
 def _only_reads(words: list[str]) -> bool:
@@ -99,7 +109,7 @@ def _only_reads(words: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    if working := at_work(Path.cwd().resolve()):
+    if working := at_work(Path()):
         print(
             f"error: `dvc` is at work here (process {working[0]}); wait for it or stop it, then run again",
             file=sys.stderr,

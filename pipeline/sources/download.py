@@ -43,7 +43,7 @@ def fetch(file: Published, publishers: Iterable[str], show: bool) -> bytes:
     `LFM_MIRROR` is tried first. In a directory the file may have any name; where the checksum of its content is known, it may
     also be unpacked or packed again. Raises `UserError` that names the file, what each place answered, and the ways out.
     """
-    mirror, answers = os.environ.get(MIRROR, ""), []
+    mirror, answers = os.environb.get(MIRROR.encode(), b"").decode(errors="surrogateescape"), []
     names, folders = (file.name, file.name.removesuffix(".gz")), (f"{file.dataset}/", "", f"{file.folder}/raw/")
     own = _read(file, mirror, [folder + name for folder in folders for name in names], show) if mirror else ()
     for place, data in itertools.chain(own, *(_read(file, url, [file.name], show) for url in publishers)):
@@ -84,6 +84,8 @@ def _read(file: Published, mirror: str, paths: Iterable[str], show: bool) -> Ite
 def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | str]]:
     """By name, then by content: any gzip or IDX file in the directory, or where torchvision puts it beside or below."""
     raw = f"{file.folder}/raw"
+    hint = f"; files of {file.dataset} are recognised as published (.gz) alone, neither unpacked nor packed again"
+    hint = "" if file.sha256 else hint
     try:
         root = user_path(mirror)
         folders = [
@@ -103,7 +105,7 @@ def _in_directory(file: Published, mirror: str) -> Iterator[tuple[str, bytes | s
             more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
             yield (
                 str(folder),
-                f"none of its files is it ({', '.join(seen[:LISTED])}{more})" if seen else "holds no files",
+                f"none of its files is it ({', '.join(seen[:LISTED])}{more}){hint}" if seen else "holds no files",
             )
     except (OSError, ValueError, RuntimeError) as error:  # a user's home that does not exist, a NUL in the name
         yield mirror, " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
