@@ -334,7 +334,7 @@ def digest(o: Any) -> None:
 @click.argument("kind", type=click.Choice(["onnx"]))
 @click.option("-o", "--out", default="onnx", show_default=True, metavar="DIR", help="Folder to write.")
 def export(o: Any) -> None:
-    """A model for runtimes without torch. KIND is onnx: velocity, encoder, decoder and model.json.
+    """A model for runtimes without torch. KIND is onnx: velocity, flow map, encoder, decoder and model.json.
 
     \b
       lfm export onnx -o digits

@@ -1,6 +1,7 @@
-"""A model as ONNX, for runtimes without torch: three graphs and a description.
+"""A model as ONNX, for runtimes without torch: its graphs and a description.
 
     velocity.onnx   t (B,), x (B, c, h, w), y (B,) int64 → v (B, c, h, w); y = `null_label` of model.json is "no label"
+    flow_map.onnx   s, t (B,), x (B, c, h, w), y (B,) → u (B, c, h, w), where the model has one: x + (t − s) u is at t
     encoder.onnx    images (B, C, H, W) uint8 → latents (B, c, h, w), the normalised mean of the posterior
     decoder.onnx    latents (B, c, h, w), normalised → images (B, C, H, W) uint8
     model.json      shapes, path, sampling defaults, and size and sha256 of each file
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from lfm.errors import ConfigError
 from lfm.model import LatentFlow
+from lfm.nets.flow_map import FlowMap
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -46,6 +48,17 @@ class Velocity(nn.Module):
         return self.velocity(t, x, y)
 
 
+class Jump(nn.Module):
+    """The average velocity of the model's flow map."""
+
+    def __init__(self, flow_map: FlowMap) -> None:
+        super().__init__()
+        self.flow_map = flow_map
+
+    def forward(self, s: Tensor, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self.flow_map(s, t, x, y)
+
+
 class Encoder(nn.Module):
     """8-bit images → normalised latents."""
 
@@ -64,12 +77,15 @@ class Decoder(Encoder):
         return self.coder.decode(self.scale.restore(latents))
 
 
-def export_onnx(model: LatentFlow, folder: str | os.PathLike[str], dtype: str = "float16") -> dict[str, Any]:
+def export_onnx(
+    model: LatentFlow, folder: str | os.PathLike[str], dtype: str = "float16", flow_map: bool = True
+) -> dict[str, Any]:
     """Write the model as ONNX and return the content of model.json. Existing files are replaced.
 
     Args:
         folder: made where it is missing.
         dtype: `float16` or `float32`, what weights are stored as. Graphs compute in float32 either way.
+        flow_map: with the model's flow map, where it has one.
 
     Raises `ConfigError` where onnx and onnxscript are not installed, or the model has no autoencoder.
     """
@@ -90,6 +106,8 @@ def export_onnx(model: LatentFlow, folder: str | os.PathLike[str], dtype: str = 
         "encoder.onnx": (Encoder(model), {"images": images}, "latents"),
         "decoder.onnx": (Decoder(model), {"latents": x}, "images"),
     }
+    if flow_map and model.flow_map is not None:
+        graphs["flow_map.onnx"] = Jump(model.flow_map), {"s": 0 * times, "t": times, "x": x, "y": labels}, "u"
     files = {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (module, inputs, output) in graphs.items():
@@ -103,6 +121,9 @@ def export_onnx(model: LatentFlow, folder: str | os.PathLike[str], dtype: str = 
         files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     model.to(device)
     description = describe(model) | {"dtype": dtype, "opset": OPSET, "files": files}
+    if "flow_map.onnx" in files:
+        assert model.flow_map is not None
+        description["flow_map_steps"] = list(model.flow_map.steps)
     (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return description
 

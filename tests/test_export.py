@@ -63,6 +63,17 @@ def test_graphs_compute_what_torch_does(model: LatentFlow, folder: Path, n: int)
         assert difference(opened(folder, "encoder")(images=pixels), model.encode(pixels)) <= LATENTS
 
 
+@pytest.mark.parametrize("n", BATCHES)
+def test_the_flow_map_jumps_as_in_torch(model: LatentFlow, folder: Path, n: int) -> None:
+    draws = torch.Generator().manual_seed(n)
+    x, s = torch.randn(n, *model.latent_shape, generator=draws), torch.rand(n, generator=draws) / 2
+    y = torch.arange(n) % model.classes
+    assert model.flow_map is not None
+    with torch.inference_mode():
+        expected = model.flow_map(s, s + 0.5, x, y)
+    assert difference(opened(folder, "flow_map")(s=s, t=s + 0.5, x=x, y=y), expected) <= LATENTS
+
+
 def small(block: str = "dit", prediction: str = "velocity") -> LatentFlow:
     """A model of random weights for colour images of odd sizes."""
     torch.manual_seed(0)
@@ -93,9 +104,11 @@ def test_description_and_sizes(model: LatentFlow, folder: Path) -> None:
         content = (folder / name).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
         assert str(ROOT).encode() not in content
-    assert sorted(described["files"]) == ["decoder.onnx", "encoder.onnx", "velocity.onnx"]
+    assert sorted(described["files"]) == ["decoder.onnx", "encoder.onnx", "flow_map.onnx", "velocity.onnx"]
+    assert described["flow_map_steps"] == [1, 2, 4]
     assert described["sampler"]["solver"] == model.sampler.solver
-    weights = sum(p.numel() for p in [*model.transformer.parameters(), *model.autoencoder.model.parameters()])
+    modules = model.transformer, model.flow_map, model.autoencoder.model
+    weights = sum(p.numel() for module in modules if module is not None for p in module.parameters())
     assert sum(file["bytes"] for file in described["files"].values()) < 2.2 * weights
 
 

@@ -30,7 +30,7 @@ def export_page(model: LatentFlow, folder: Path, points: np.ndarray, labels: np.
         labels: (n,) of them.
         source: what they are latents of, in words for the page.
     """
-    description = export_onnx(model, folder)
+    description = export_onnx(model, folder, flow_map=False)
     files = {}
     for name in FILES:
         content = packed((folder / f"{name}.onnx").read_bytes())
