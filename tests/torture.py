@@ -30,7 +30,7 @@ MORE = """
 -S autoencoder.steps=60 -S classifier.steps=60 -S train.steps=60 -S encode.batch_size=10 -S sample.batch_size=20
 -S likelihood.batch_size=5
 """
-TRAININGS = ("autoencoder", "classifier", "train")
+TRAININGS = ("autoencoder", "classifier", "second_classifier", "train", "distill")
 SECOND = 0.2  # of the rounds: a second blow, at the `dvc repro` that was to recover
 
 
