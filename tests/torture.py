@@ -27,8 +27,8 @@ from tools.workspace import make_workspace
 
 # On top of presets/tiny: several checkpoints, batches and parts a stage.
 MORE = """
--S autoencoder.steps=60 -S classifier.steps=60 -S train.steps=60 -S encode.batch_size=10 -S sample.batch_size=20
--S likelihood.batch_size=5
+-S autoencoder.steps=60 -S classifier.steps=60 -S second_classifier.steps=60 -S train.steps=60 -S distill.steps=60
+-S encode.batch_size=100 -S sample.batch_size=100 -S likelihood.batch_size=5
 """
 TRAININGS = ("autoencoder", "classifier", "second_classifier", "train", "distill")
 SECOND = 0.2  # of the rounds: a second blow, at the `dvc repro` that was to recover
