@@ -254,3 +254,14 @@ def test_a_diverging_training_stops_and_its_last_good_checkpoint_stays(
     saved = sorted(Path(".dvc/tmp/lfm/train").glob("*/step-*"))
     assert [path.name.split(".")[0] for path in saved] == ([last] if last else [])
     assert all(Scratch(path.parent, "train").read(path) for path in saved) and Path(FLOW).read_bytes() == before
+
+
+def test_a_flow_that_does_not_find_its_way_back_from_noise_is_refused(
+    spoil: Callable[[str], Path], error_of: Callable[[str], str]
+) -> None:
+    path = spoil(FLOW)
+    weights = load_file(path)
+    weights["final.weight"] *= 1e4  # a velocity that turns within less than the steps of the solver
+    save_file(weights, path, {"format": "pt"})
+    error = error_of("sample")
+    assert error.startswith("sample.inversion_steps is 4: ") and "moved by" in error
