@@ -34,9 +34,7 @@ THREADS = {
     "2 in BLAS alone": {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "2"},
 }
 CLASSES = ("é", "日本", "ß")
-PLAIN = (
-    "plain"  # a clone: with another locale than UTF-8, DVC sees no experiments of a repository whose path is not ASCII
-)
+PLAIN = "plain"  # a clone: in an ASCII locale `dvc exp show` shows nothing of a repository whose path is not ASCII
 COMMANDS = {
     "lfm sample": "lfm sample 2 0 -n 2 --seed 0 --model models/latent_flow -o é.png",
     "lfm logprob": "lfm logprob é.png --label 0 --steps 2 --model models/latent_flow",

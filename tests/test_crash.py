@@ -225,6 +225,13 @@ def test_a_key_follows_from_parameters_inputs_code_and_machine(project: Path, mo
     assert len(set(keys)) == len(keys) == 8
 
 
+def test_another_number_of_threads_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = fingerprint.machine()
+    assert here["threads"] == torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: int(here["threads"]) + 1)
+    assert fingerprint.machine() != here
+
+
 EDITS: dict[str, tuple[Callable[[], object], str]] = {
     "code": (lambda: Path("code.py").write_text("2", encoding="utf-8"), "code.py: "),
     "a new input": (lambda: Path("folder/b").write_text("2", encoding="utf-8"), "folder: "),

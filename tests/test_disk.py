@@ -1,90 +1,68 @@
-"""Disks that are full or read-only: one line, nothing published, and the stage continues when that is repaired."""
+"""The short form of `python -m tests.disk`, and disks that are read-only: one line, nothing published, and the stage continues
+when that is repaired."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.entry import read_entry
 from tests.conftest import STAGES, command, run_stage
+from tests.disk import FULL, PAGE, ROOM, SCRATCH, NoMount, forget, limit, mounted, on_its_own_disk, used
 from tools.workspace import outs
 
-FULL = ": no space left on device; free some, then run"
 
-
-@contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """Something else at the place of `folder`, for a while."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if command("mount", *options, str(folder), cwd=Path("/")).returncode:
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path) -> None:
+    try:
+        with mounted(tmp_path, "-t", "tmpfs", "tmpfs"):
+            pass
+    except NoMount:
         pytest.skip("mounting needs root")
-    try:
-        yield
-    finally:
-        command("umount", "-l", str(folder), cwd=Path("/"))
-
-
-@contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """A file beside the others that takes all that is left."""
-    filler = folder / "filler"
-    with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_on_a_full_disk_a_stage_publishes_nothing(
-    workspace: Path, tmp_path: Path, error_of: Callable[[str], str], stage: str
-) -> None:
-    whole, made = outs(workspace), read_entry(stage).outs
-    folder = made[0].parent
-    shutil.copytree(folder, tmp_path / "beside")
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) + (1 << 20)
-    with mounted(workspace / folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
-        shutil.copytree(tmp_path / "beside", folder, dirs_exist_ok=True)
-        for path in (path for path in made if path.parent == folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_on_a_full_disk_a_stage_publishes_nothing(workspace: Path, error_of: Callable[[str], str], stage: str) -> None:
+    whole, folder = outs(workspace), read_entry(stage).outs[0].parent
+    with on_its_own_disk(folder):
+        forget(stage, work=False)
         before = sorted(folder.rglob("*"))
-        with full(folder):
-            assert FULL in error_of(stage)
+        limit(folder, max(1, used(folder)))
+        assert FULL in error_of(stage)
         assert sorted(folder.rglob("*")) == before
+        limit(folder, ROOM)
         run_stage(stage)
         assert outs(workspace) == whole
 
 
 def test_a_disk_that_fills_at_any_of_20_sizes_leaves_nothing(workspace: Path, error_of: Callable[[str], str]) -> None:
-    whole, size = outs(workspace), Path("data/images.h5").stat().st_size
+    whole, pages = outs(workspace), Path("data/images.h5").stat().st_size // PAGE
     with mounted(workspace / "data", "-t", "tmpfs", "tmpfs"):
-        for most in range(size // 21, size // 21 * 20 + 1, size // 21):
-            assert command("mount", "-o", f"remount,size={most}", "data", cwd=workspace).returncode == 0
+        for most in range(pages // 21, pages // 21 * 20 + 1, pages // 21):
+            limit(Path("data"), most)
             assert FULL in error_of("fetch")
             assert list(Path("data").iterdir()) == []
     run_stage("fetch")
     assert outs(workspace) == whole
 
 
-@pytest.mark.parametrize("stage", ["fetch", "train", "evaluate"])
+@pytest.mark.parametrize("stage", ["fetch", "train", "likelihood"])
 def test_with_a_full_scratch_folder_a_stage_publishes_nothing(
     workspace: Path, error_of: Callable[[str], str], stage: str
 ) -> None:
     whole = outs(workspace)
-    with mounted(workspace / ".dvc/tmp", "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
-        with full(Path(".dvc/tmp")):
-            assert FULL in error_of(stage)
-            assert outs(workspace) == whole
+    with on_its_own_disk(SCRATCH):
+        (SCRATCH / "filler").write_bytes(bytes(1))
+        limit(SCRATCH, 1)
+        assert FULL in error_of(stage)
+        assert outs(workspace) == whole
+        limit(SCRATCH, ROOM)
         run_stage(stage)
     assert outs(workspace) == whole
 
 
 @pytest.mark.parametrize(
-    ("stage", "folder"), [("fetch", "data"), ("train", "models"), ("evaluate", "reports"), ("sample", ".dvc/tmp")]
+    ("stage", "folder"), [("fetch", "data"), ("train", "models"), ("likelihood", "reports"), ("sample", ".dvc/tmp")]
 )
 def test_a_read_only_folder_is_named(workspace: Path, error_of: Callable[[str], str], stage: str, folder: str) -> None:
     whole = outs(workspace)
