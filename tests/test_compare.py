@@ -136,7 +136,8 @@ def test_every_figure_has_a_direction() -> None:
     assert used == set(DIRECTIONS), "each entry is of a figure"
     signs = {name: metric(name).sign for name in figures}
     assert {n for n, sign in signs.items() if not sign} - {"fd_generated_sd", "fd_generated_error"} == {
-        "fd_validation", "fd_pixels_validation", "kid_validation_x1000", "two_sample_validation", "accuracy_test", "memorised",
+        "fd_validation", "fd_pixels_validation", "fd_second_validation", "kid_validation_x1000", "two_sample_validation",
+        "accuracy_test", "memorised",
     }  # fmt: skip
     with pytest.raises(UserError, match="no figure of that name"):
         metric("beauty")

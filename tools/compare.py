@@ -52,9 +52,11 @@ class Metric(NamedTuple):
 LATENTS = ("autoencoder.", "encode.")
 FOR_ALL = ("data.", "classifier.", "evaluate.")
 TARGET = (*LATENTS, "flow.path", "flow.sigma_min")  # of the validation loss, whose noise and times never change
+SECOND = ("second_classifier.",)
 # By the beginning of a figure's name; of several the longest.
 DIRECTIONS = {
     "fd_": Metric(-1), "fd_validation": Metric(0), "fd_pixels_validation": Metric(0),
+    "fd_second_": Metric(-1, SECOND), "fd_second_validation": Metric(0, SECOND),
     "fd_generated_sd": Metric(0), "fd_generated_error": Metric(0),
     "kid_": Metric(-1), "kid_validation": Metric(0),
     "precision": Metric(1), "recall": Metric(1), "density": Metric(1), "coverage": Metric(1),
