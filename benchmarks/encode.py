@@ -47,7 +47,7 @@ def main() -> None:
         seconds = alternate(dict(zip(names, (bare, whole), strict=True)), o.rounds, encoder.device, warm=1)
     rates = {name: rows / s for name, s in seconds.items()}
     table = [
-        (name, f"{np.median(r):,.0f}", f"{r.min():,.0f}", f"{r.max():,.0f}", f"{ratio(r, rates[names[0]]):.3f}")
+        (name, f"{np.median(r):,.0f}", f"{min(r):,.0f}", f"{max(r):,.0f}", f"{ratio(r, rates[names[0]]):.3f}")
         for name, r in rates.items()
     ]
     columns = (f"{rows:,} images", "images/s, median", "least", "most", "× bare")
