@@ -28,10 +28,11 @@ def main(context: Context) -> None:
             p, sources, pictures, metrics=context.input("metrics"), tables=tables, flow=context.input("flow"),
             classifier=context.input("classifier"),
         )  # fmt: skip
-    with context.publish("pictures") as folder, context.publish("report") as page:
-        for picture in pictures:
-            sheet(folder / f"{picture.name}.png", picture, p.report.zoom)
+    with context.publish("report") as page:
         page.write_text(html, encoding="utf-8")
+        with context.publish("pictures") as folder:
+            for picture in pictures:
+                sheet(folder / f"{picture.name}.png", picture, p.report.zoom)
 
 
 if __name__ == "__main__":
