@@ -49,18 +49,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Files whose tests take longest: they begin first, so that no process is left with one when the other has nothing to do.
 LONG = [
-    "experiments",
-    "pipeline",
-    "real_tree",
-    "page",
-    "torture",
-    "faults",
-    "report",
-    "examples",
-    "wheel",
-    "artifacts",
-    "setup",
-]
+    "experiments", "pipeline", "real_tree", "page", "torture", "faults", "report", "examples", "wheel", "artifacts", "setup",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

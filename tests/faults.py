@@ -14,20 +14,16 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.entry import read_entry
-from tests.conftest import ENVIRONMENT, ROOT, STAGES, arguments, repro, run_stage, set_params
-from tools.workspace import make_workspace
+from tests.conftest import ENVIRONMENT, ROOT, STAGES
+from tests.trials import OUTS, at_home, forget, fork, half_written, prepared
 
 DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 CALLS = {"open": DISK[:3], "write": DISK, "fsync": DISK[:3], "rename": DISK[:3], "flock": (errno.ENOLCK, errno.EIO)}
@@ -56,38 +52,22 @@ class Result(NamedTuple):
 NONE = Fault("open", 0, errno.EIO)
 
 
-def fork(stage: str, fault: Fault, log: Path) -> Result:
-    """Run a stage in a child of this process, in the working directory."""
+def run(stage: str, fault: Fault, log: Path) -> Result:
+    """Run a stage in a child of this process in which a call fails."""
     library = ctypes.CDLL(None)  # tests/faults.c, preloaded
     library.faults_count.restype, library.faults_failed.restype = ctypes.c_long, ctypes.c_char_p
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            with log.open("wb") as file:
-                os.dup2(file.fileno(), 2)
-            library.faults_arm(
-                os.fsencode(Path.cwd()), list(CALLS).index(fault.call), ctypes.c_long(fault.n), fault.error
-            )
-            run_stage(stage)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            library.faults_disarm()
-            sys.stderr.flush()
-            counts = {call: library.faults_count(i) for i, call in enumerate(CALLS)}
-            os.write(write, json.dumps([counts, os.fsdecode(library.faults_failed())]).encode())
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        told = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    counts, file = json.loads(told) if told else ({}, "")
-    return Result(code, log.read_text(encoding="utf-8", errors="replace"), counts, file)
+
+    def arm() -> None:
+        library.faults_arm(os.fsencode(Path.cwd()), list(CALLS).index(fault.call), ctypes.c_long(fault.n), fault.error)
+
+    def seen() -> str:
+        library.faults_disarm()
+        counts = {call: library.faults_count(i) for i, call in enumerate(CALLS)}
+        return json.dumps([counts, os.fsdecode(library.faults_failed())])
+
+    ended = fork(stage, log, arm, seen)
+    counts, file = json.loads(ended.answer) if ended.answer else ({}, "")
+    return Result(ended.code, ended.stderr, counts, file)
 
 
 def names(line: str, file: str) -> bool:
@@ -98,28 +78,14 @@ def names(line: str, file: str) -> bool:
 
 def made() -> dict[str, str]:
     """sha256 of all that lies where outs do."""
-    files = (
-        file for folder in ("data", "models", "reports") for file in sorted(Path(folder).rglob("*")) if file.is_file()
-    )
+    files = (file for folder in OUTS for file in sorted(Path(folder).rglob("*")) if file.is_file())
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def parts() -> list[str]:
-    """Half-written files."""
-    return [str(path) for folder in ("data", "models", "reports") for path in Path(folder).rglob("*.part")]
-
-
-def forget(stage: str) -> None:
-    """Remove a stage's outs and its unfinished work."""
-    for out in read_entry(stage).outs:
-        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    shutil.rmtree(f".dvc/tmp/lfm/{stage}", ignore_errors=True)
 
 
 def trouble(stage: str, fault: Fault, whole: dict[str, str], log: Path) -> tuple[str, str]:
     """One case. Returns what it came to ("exit 2" or "done without"), and what was wrong."""
     forget(stage)
-    result = fork(stage, fault, log)
+    result = run(stage, fault, log)
     lines = result.stderr.strip().splitlines()
     if result.code == 2:
         line = lines[-1] if lines else ""
@@ -128,11 +94,11 @@ def trouble(stage: str, fault: Fault, whole: dict[str, str], log: Path) -> tuple
     elif result.code or not result.file:
         return f"exit {result.code}", f"{result.file or 'nothing failed'}: {result.stderr[-1500:]}"
     now = {name: digest for name, digest in made().items() if whole.get(name) != digest}
-    if now or parts():
-        return "exit 2", f"{result.file}: half-written or other bytes: {[*now, *parts()]}"
-    again = fork(stage, NONE, log) if result.code else result
-    if again.code or made() != whole or parts():
-        return "exit 2", f"{result.file}: the next run ends with {again.code}: {again.stderr[-600:]} {parts()}"
+    if now or half_written():
+        return "exit 2", f"{result.file}: half-written or other bytes: {[*now, *half_written()]}"
+    again = run(stage, NONE, log) if result.code else result
+    if again.code or made() != whole or half_written():
+        return "exit 2", f"{result.file}: the next run ends with {again.code}: {again.stderr[-600:]} {half_written()}"
     return ("exit 2" if result.code else "done without"), ""
 
 
@@ -149,11 +115,7 @@ def cases(counts: dict[str, int], every_error: bool, sample: int | None, stage: 
 
 def torment(stages: list[str], every_error: bool, sample: int | None) -> int:
     """All cases, in the working directory, in which everything has run. Returns how many went wrong."""
-    from pipeline import run as runner
-
-    runner.__file__ = str(Path("pipeline/run.py").resolve())
-    for stage in STAGES:
-        import_module(arguments(stage)[1])
+    at_home(Path.cwd())
     wrong, totals = 0, Counter[str]()
     print("| stage | calls: open | write | fsync | rename | flock | faults | exit 2 | done without | wrong |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -161,7 +123,7 @@ def torment(stages: list[str], every_error: bool, sample: int | None) -> int:
         log, whole = Path(beside) / "log", made()
         for stage in stages:
             forget(stage)
-            quiet = fork(stage, NONE, log)
+            quiet = run(stage, NONE, log)
             if quiet.code or made() != whole:
                 sys.exit(f"{stage}, undisturbed, ends with {quiet.code} or other bytes: {quiet.stderr[-2000:]}")
             kinds = Counter[str]()
@@ -172,7 +134,7 @@ def torment(stages: list[str], every_error: bool, sample: int | None) -> int:
                 if what:
                     print(f"{stage}: {fault}: {kind}: {what}", file=sys.stderr)
                     forget(stage)
-                    fork(stage, NONE, log)
+                    run(stage, NONE, log)
             counts = " | ".join(str(quiet.counts[call]) for call in CALLS)
             print(
                 f"| {stage} | {counts} | {len(todo)} | {kinds['exit 2']} | {kinds['done without']} | {kinds['wrong']} |",
@@ -203,15 +165,9 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        workspace = folder / "work"
-        if flags.workspace:
-            shutil.copytree(flags.workspace, workspace, ignore=shutil.ignore_patterns("cache", "tmp"))
-        else:
-            make_workspace(ROOT, workspace, ROOT / "presets/tiny")
-            repro(workspace)
-        set_params(workspace, runtime__progress=False, runtime__checkpoint_every=5)
+        workspace = prepared(folder, flags.workspace)
         environment = ENVIRONMENT | {
-            "LD_PRELOAD": str(library(folder)), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LFM_DEVICE": "cpu",
+            "LD_PRELOAD": str(library(folder)), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         code = subprocess.run(
             [sys.executable, "-m", "tests.faults", *sys.argv[1:]], cwd=workspace, env=environment

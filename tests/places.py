@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from lfm.folder import folder_digest
-from pipeline.entry import read_entry
 from tests.conftest import ENVIRONMENT, ROOT, STAGES, WHO, arguments, command, repro, run_in, set_params
+from tests.trials import forget
 from tools.workspace import make_workspace, outs
 
 LATIN = "en_US.ISO-8859-1"
@@ -90,16 +90,9 @@ def keys(workspace: Path, stage: str) -> set[str]:
     return {path.parent.name for path in (workspace / ".dvc/tmp/lfm" / stage).glob("*/lock")}
 
 
-def forget(workspace: Path, stage: str) -> None:
-    """Remove a stage's outs and its finished work."""
-    for out in (workspace / path for path in read_entry(stage, workspace / "dvc.yaml").outs):
-        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    shutil.rmtree(workspace / ".dvc/tmp/lfm" / stage, ignore_errors=True)
-
-
 def run_stage(workspace: Path, stage: str, environment: dict[str, str], whole: dict[str, str]) -> tuple[str, str]:
     """Run one stage. Returns a word for the table, and what was wrong."""
-    forget(workspace, stage)
+    forget(stage, workspace)
     result = start(workspace, [sys.executable, *arguments(stage)], environment)
     told = (result.stdout + result.stderr).decode(errors="replace")
     if result.returncode or "Traceback" in told:

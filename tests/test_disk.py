@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.entry import read_entry
 from tests.conftest import STAGES, command, run_stage
-from tests.disk import FULL, PAGE, ROOM, SCRATCH, NoMount, forget, limit, mounted, on_its_own_disk, used
+from tests.disk import FULL, PAGE, ROOM, NoMount, limit, mounted, on_its_own_disk, used
+from tests.trials import SCRATCH, forget
 from tools.workspace import outs
 
 
