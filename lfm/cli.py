@@ -42,8 +42,18 @@ from lfm.terminal import (
 
 MOST, MOST_IN_GRID, MOST_ANIMATED = 10_000_000, 4096, 100  # pictures in a file
 BATCH = 64
-LIKE = ("labels", "n", "seed", "steps", "solver", "guidance", "columns", "zoom")  # what `--like` takes over
-SAMPLER = ("seed", "steps", "solver", "guidance")
+LIKE = (
+    "labels",
+    "n",
+    "seed",
+    "steps",
+    "solver",
+    "guidance",
+    "autoguidance",
+    "columns",
+    "zoom",
+)  # what `--like` takes over
+SAMPLER = ("seed", "steps", "solver", "guidance", "autoguidance")
 COMMON = ("model", "device", "force", "json", "quiet")
 SCANS = click.argument("files", nargs=-1, required=True, metavar="SCAN...")
 
@@ -104,8 +114,8 @@ def sample(o: Any) -> None:
         raise BadParameter(f"{o.like!r} was drawn by another model; name it with --model", param_hint="--like")
     batches = counted(
         flow.stream(
-            o.labels, n, seed=o.seed, steps=o.steps, solver=o.solver, guidance_scale=o.guidance, output_type="np",
-            batch_size=min(BATCH, total),
+            o.labels, n, seed=o.seed, steps=o.steps, solver=o.solver, guidance_scale=o.guidance,
+            autoguidance_scale=o.autoguidance, output_type="np", batch_size=min(BATCH, total),
         ),
         total, o.quiet,
     )  # fmt: skip
@@ -146,8 +156,9 @@ def path(o: Any) -> None:
     animated = target.suffix == GIF
     flow = load(o.model, o.device)
     drawn = flow.sample(
-        labels, seed=o.seed, steps=o.steps or 40, solver=o.solver, guidance_scale=o.guidance, output_type="np",
-        batch_size=min(BATCH, len(labels)), return_path=True if animated else [i / 9 for i in range(10)],
+        labels, seed=o.seed, steps=o.steps or 40, solver=o.solver, guidance_scale=o.guidance,
+        autoguidance_scale=o.autoguidance, output_type="np", batch_size=min(BATCH, len(labels)),
+        return_path=True if animated else [i / 9 for i in range(10)],
     )  # fmt: skip
     frames: Any = drawn.path
     with target.writing() as file:

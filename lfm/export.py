@@ -130,7 +130,6 @@ def export_onnx(
 
 def describe(model: LatentFlow) -> dict[str, Any]:
     """What a caller of the graphs must know."""
-    sampler = model.sampler._asdict() | {"guidance_interval": list(model.sampler.guidance_interval)}
     return {
         "format": FORMAT,
         "dataset": model.config.get("dataset"),
@@ -143,7 +142,7 @@ def describe(model: LatentFlow) -> dict[str, Any]:
         "path": model.config["path"],
         "sigma_min": model.config["sigma_min"],
         "end": model.end,
-        "sampler": sampler,
+        "sampler": model.sampler._replace(autoguidance_scale=1.0).as_json(),  # the weak model stays behind
         "parameters": sum(weight.numel() for weight in model.transformer.parameters()),
     }
 

@@ -5,7 +5,8 @@ A model is one folder:
     config.json, model.safetensors   the transformer
     flow.json                        path, prediction, scale of the latents, what images it was trained on
     sampling.json                    the values of `Sampler` that its samples are drawn with
-    flow_map/                        optional: what samples in few evaluations, config.json and model.safetensors
+    weak/                            optional: the weak model of autoguidance, config.json and model.safetensors
+    flow_map/                        optional: what samples in few evaluations, the same two files
     autoencoder/                     what diffusers' `AutoencoderKL.from_pretrained` opens
 """
 
@@ -37,7 +38,7 @@ from lfm.nets.transformer import Transformer
 from lfm.nets.weights import digest, load_model, read_config, save_model
 from lfm.precision import PRECISIONS
 from lfm.precision import precision as precision_context
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import NONE, Guidance, guided
 from lfm.sampling.inversion import generate, invert, slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.sampling.sampler import MOST_STEPS, Sampler
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from lfm.nets.autoencoder import ImageAutoencoder
 
 BUNDLED = Path(__file__).parent / "pretrained/mnist"
-FLOW, SAMPLING, AUTOENCODER, FLOW_MAP = "flow.json", "sampling.json", "autoencoder", "flow_map"
+FLOW, SAMPLING, AUTOENCODER, FLOW_MAP, WEAK = "flow.json", "sampling.json", "autoencoder", "flow_map", "weak"
 AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors")
 INVERSION_STEPS = 50  # of rk4: to the noise and back within 1e-4 of a normalised latent, on MNIST
@@ -108,6 +109,7 @@ class LatentFlow:
         sampler: what `sample` uses where it is told nothing else.
         autoencoder: None for a flow whose latents are all that is wanted.
         flow_map: what samples in few evaluations, fitted to this flow; None where there is none.
+        weak: the same transformer after less training, which autoguidance moves away from; None where there is none.
 
     Raises `ConfigError` where these do not belong together.
 
@@ -125,20 +127,19 @@ class LatentFlow:
         sampler: Sampler | None = None,
         autoencoder: "ImageAutoencoder | None" = None,
         flow_map: FlowMap | None = None,
+        weak: Transformer | None = None,
     ) -> None:
         if len(flow["scale_mean"]) != transformer.channels:
             raise ConfigError(
                 f"{FLOW}: a scale of {len(flow['scale_mean'])} channels, and config.json has {transformer.channels}; "
                 "they are not of one model, fetch or make it again"
             )
-        if flow_map is not None:
-            of_map, of_flow = (
-                (net.channels, net.size, net.null_label, net.label is None) for net in (flow_map, transformer)
-            )
-            if of_map != of_flow:
-                raise ConfigError(f"{FLOW_MAP}: for other latents or classes than config.json; fetch or make it again")
+        for name, other in ((FLOW_MAP, flow_map), (WEAK, weak)):
+            if other is not None and _what_it_takes(other) != _what_it_takes(transformer):
+                raise ConfigError(f"{name}: for other latents or classes than config.json; fetch or make it again")
         self.transformer = transformer.eval().requires_grad_(False)
         self.flow_map = flow_map.eval().requires_grad_(False) if flow_map else None
+        self.weak = weak.eval().requires_grad_(False) if weak else None
         self.config = flow
         self.sampler = sampler or Sampler()
         self.path = make_path(flow["path"], flow["sigma_min"])
@@ -147,12 +148,18 @@ class LatentFlow:
         self.image_shape = (flow["image_channels"], flow["image_height"], flow["image_width"])
         self.latent_shape = (transformer.channels, transformer.size, transformer.size)
         self.classes = transformer.null_label if transformer.label is not None else 0
-        self._velocity = as_velocity(transformer, self.path, flow["prediction"], LEAST_SIGMA)
+        velocity_of = functools.partial(
+            as_velocity, path=self.path, prediction=flow["prediction"], least_sigma=LEAST_SIGMA
+        )
+        self._velocity, self._weak_velocity = velocity_of(transformer), velocity_of(weak) if weak else None
         self._autoencoder = autoencoder
         self._passes = 0  # rows that went through the transformer
-        for net in (transformer, flow_map):
-            if net is not None:
-                net.register_forward_hook(self._count)
+        for net in self._networks:
+            net.register_forward_hook(self._count)
+
+    @property
+    def _networks(self) -> list[Transformer]:
+        return [net for net in (self.transformer, self.weak, self.flow_map) if net is not None]
 
     def _count(self, module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._passes += len(output)
@@ -210,7 +217,8 @@ class LatentFlow:
             coder = ImageAutoencoder(load(place), channels, (height, width)).to(torch.device("cpu"))
         jumps = Path(flow_map) if flow_map is not None else folder / FLOW_MAP
         few = load_model(jumps, FlowMap) if flow_map is not None or jumps.is_dir() else None
-        return cls(transformer, flow, sampler, coder, few)
+        weak = load_model(folder / WEAK, Transformer) if (folder / WEAK).is_dir() else None
+        return cls(transformer, flow, sampler, coder, few, weak)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the model as one folder; `dtype` is what weights are stored as. Existing files of it are replaced."""
@@ -225,22 +233,21 @@ class LatentFlow:
                 save(part / AUTOENCODER, self._autoencoder.model, dtype)
                 config["autoencoder_sha256"] = digest(part / AUTOENCODER, AUTOENCODER_FILES)
                 (folder / AUTOENCODER).mkdir(exist_ok=True)
-            sampling = self.sampler._asdict() | {"guidance_interval": list(self.sampler.guidance_interval)}
-            if self.flow_map is not None:
-                (folder / FLOW_MAP).mkdir(exist_ok=True)
-                save_model(part / FLOW_MAP, self.flow_map, self.flow_map.config, dtype)
-            else:
-                shutil.rmtree(folder / FLOW_MAP, ignore_errors=True)  # of another model
-            for name, content in ((FLOW, config), (SAMPLING, sampling)):
+            for name, net in ((FLOW_MAP, self.flow_map), (WEAK, self.weak)):
+                if net is not None:
+                    (folder / name).mkdir(exist_ok=True)
+                    save_model(part / name, net, net.config, dtype)
+                else:
+                    shutil.rmtree(folder / name, ignore_errors=True)  # of another model
+            for name, content in ((FLOW, config), (SAMPLING, self.sampler.as_json())):
                 (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             for file in [path for path in part.rglob("*") if path.is_file()]:
                 file.replace(folder / file.relative_to(part))
 
     def to(self, device: str | torch.device) -> "LatentFlow":
         """Move the model; returns itself."""
-        self.transformer.to(device)
-        if self.flow_map is not None:
-            self.flow_map.to(device)
+        for net in self._networks:
+            net.to(device)
         if self._autoencoder is not None:
             self._autoencoder.to(torch.device(device))
         return self
@@ -277,6 +284,8 @@ class LatentFlow:
         solver: str | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        autoguidance_scale: float | None = None,
+        autoguidance_interval: tuple[float, float] | None = None,
         return_path: bool | Sequence[float] = False,
         output_type: Output = "pil",
         batch_size: int = 64,
@@ -296,9 +305,10 @@ class LatentFlow:
             seed: None draws one; the result names it.
             rows: which images of the seed, one number an image; by default 0, 1, 2 …
             sampler: all values at once; by default `self.sampler`, the model's own.
-            steps, solver, guidance_scale, guidance_interval: single values in place of the sampler's. The solver `flow_map`
-                jumps with the flow map in 1, 2 or 4 steps, and takes no guidance, which it has learnt. It is also what
-                `steps=1`, 2 or 4 alone means where the model has one; name a solver, or guidance, to integrate the flow.
+            steps, solver, guidance_scale, guidance_interval, autoguidance_scale, autoguidance_interval: single values in place
+                of the sampler's; scale 1 is no guidance of its kind (`lfm.sampling.guidance`). The solver `flow_map` jumps with
+                the flow map in 1, 2 or 4 steps, and takes no guidance, which it has learnt. It is also what `steps=1`, 2 or 4
+                alone means where the model has one; name a solver, or guidance, to integrate the flow.
             return_path: True for the images at every time of the grid, or times in [0, 1], of which the nearest in the grid
                 are taken.
             output_type: `pil`, `np` or `pt` (uint8, (n, C, H, W)), or `latent` (normalised, on the device).
@@ -316,9 +326,9 @@ class LatentFlow:
             >>> len(drawn.images), drawn.images[0].size, drawn.labels.tolist()
             (6, (28, 28), [3, 3, 1, 1, 4, 4])
         """
-        changes: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
-        changes["guidance_interval"] = guidance_interval
-        changes = {k: v for k, v in changes.items() if v is not None}
+        guidance: dict[str, Any] = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        guidance |= {"autoguidance_scale": autoguidance_scale, "autoguidance_interval": autoguidance_interval}
+        changes = {k: v for k, v in ({"steps": steps, "solver": solver} | guidance).items() if v is not None}
         if solver == "flow_map" and steps is None and self.flow_map and (sampler or self.sampler).solver != solver:
             changes["steps"] = self.flow_map.evaluations
         if [*changes] == ["steps"] and sampler is None and self.flow_map and steps in self.flow_map.steps:
@@ -330,8 +340,8 @@ class LatentFlow:
         if output_type != "latent":
             _ = self.autoencoder
         if s.solver == "flow_map":
-            self._check_jumps(s, changes)
-        self._check_guidance(s.guidance_scale)
+            self._check_jumps(s, [name for name in guidance if name in changes])
+        self._check_guidance(s.guidance_scale, s.autoguidance_scale)
         y, numbers = self._asked_for(labels, n, seed, rows)
         grid = time_grid(s.steps, s.time_shift, self.end)
         path_at = _places(return_path, grid, self.end)
@@ -339,18 +349,16 @@ class LatentFlow:
 
     sample = _joining(stream)
 
-    def _check_jumps(self, s: Sampler, changes: dict[str, Any]) -> None:
+    def _check_jumps(self, s: Sampler, guidance: list[str]) -> None:
         """Raises `ConfigError` where the flow map can't do what is asked for."""
         if self.flow_map is None:
             raise ConfigError("solver is 'flow_map', and this model has none; choose another, such as midpoint")
         if s.steps not in self.flow_map.steps:
             accepted = ", ".join(map(str, self.flow_map.steps))
             raise ConfigError(f"steps is {s.steps}; with solver flow_map accepted: {accepted}")
-        if s.time_shift != 1 or {"guidance_scale", "guidance_interval"} & {*changes}:
-            name = "time_shift" if s.time_shift != 1 else "guidance_scale"
-            value = s.time_shift if s.time_shift != 1 else s.guidance_scale
+        for name in ["time_shift"] * (s.time_shift != 1) + guidance:
             raise ConfigError(
-                f"{name} is {value:g}; the solver flow_map takes none: leave it out, or name another solver"
+                f"{name} is {getattr(s, name)}; the solver flow_map takes none: leave it out, or name another solver"
             )
 
     def _asked_for(
@@ -398,7 +406,7 @@ class LatentFlow:
             y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
             with precision_context(precision, self.device):
                 return _finite(self.flow_map.follow(noise("sample"), y, grid)[at], "samples")
-        velocity = self._guided(labels, s.guidance_scale, s.guidance_interval)
+        velocity = self._guided(labels, s.by_labels, s.by_weak)
         # An adaptive solver takes bf16's rounding for an error that smaller steps would mend.
         with precision_context("float32" if s.solver in ADAPTIVE else precision, self.device):
             states = s(velocity, self.path, noise("sample"), grid, lambda step: noise(f"noise of step {step}"), at).x
@@ -499,7 +507,7 @@ class LatentFlow:
         y = self._labels_of(labels, len(x))
         self._check_guidance(guidance_scale)
         time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-        return self._guided(y, guidance_scale)(time, x)
+        return self._guided(y, Guidance(guidance_scale))(time, x)
 
     @torch.inference_mode()
     def invert(self, x: Images, labels: Labels = None, steps: int = INVERSION_STEPS) -> Tensor:
@@ -534,7 +542,7 @@ class LatentFlow:
         noise = self._checked(noise)
         self._check_guidance(guidance_scale)
         _check_output(output_type)
-        velocity = self._guided(self._labels_of(labels, len(noise)), guidance_scale)
+        velocity = self._guided(self._labels_of(labels, len(noise)), Guidance(guidance_scale))
         return self.decode(generate(velocity, noise, self._grid(steps)), output_type)
 
     @torch.inference_mode()
@@ -593,7 +601,7 @@ class LatentFlow:
         self._check_guidance(scale)
         _check_output(output_type)
         x0 = self.invert(x, labels, steps)
-        velocity = self._guided(np.repeat(targets, len(x0)), scale)
+        velocity = self._guided(np.repeat(targets, len(x0)), Guidance(scale))
         latents = generate(velocity, x0.repeat(len(targets), 1, 1, 1), self._grid(steps))
         return [self.decode(part, output_type) for part in latents.chunk(len(targets))]
 
@@ -647,10 +655,10 @@ class LatentFlow:
         return LogProb(mean, spread / math.sqrt(probes), math.prod(self.latent_shape))
 
     def _guided(
-        self, labels: np.ndarray, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+        self, labels: np.ndarray, by_labels: Guidance = NONE, by_weak: Guidance = NONE
     ) -> Callable[[Tensor, Tensor], Tensor]:
         y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
-        return guided(self._velocity, y, scale, self.transformer.null_label, interval)
+        return guided(self._velocity, y, self.transformer.null_label, by_labels, self._weak_velocity, by_weak)
 
     def _grid(self, steps: int) -> Tensor:
         return time_grid(_integer("steps", steps, 1, MOST_STEPS), end=self.end)
@@ -676,10 +684,17 @@ class LatentFlow:
             raise ConfigError(f"labels: {len(y)} of them for {n} images; give one each, or one for all")
         return np.broadcast_to(y, (n,)).copy()
 
-    def _check_guidance(self, scale: float) -> None:
+    def _check_guidance(self, scale: float, away: float = 1.0) -> None:
         self.sampler._replace(guidance_scale=scale).check()
         if not self.classes and scale != 1:
             raise ConfigError(f"guidance_scale is {scale:g}; this model knows no labels: set it to 1")
+        if self.weak is None and away != 1:
+            raise ConfigError(f"autoguidance_scale is {away:g}; this model has no weak one beside it: set it to 1")
+
+
+def _what_it_takes(net: Transformer) -> tuple[int, int, int, bool]:
+    """Latents and labels."""
+    return net.channels, net.size, net.null_label, net.label is None
 
 
 A = TypeVar("A", Tensor, np.ndarray)

@@ -28,7 +28,11 @@ PNG, GIF, NPZ = ".png", ".gif", ".npz"
 CHUNK = "lfm"  # the text chunk of a PNG that holds its parameters
 FRAME, LAST_FRAME = 60, 1500  # milliseconds in a GIF
 BAR_FROM = 129  # pictures from which on a progress bar is drawn
-ARGUMENTS = {"guidance_scale": "--guidance", "solver": "--solver"}  # of the library, that a flag sets
+ARGUMENTS = {
+    "guidance_scale": "--guidance",
+    "autoguidance_scale": "--autoguidance",
+    "solver": "--solver",
+}  # of the library, that a flag sets
 
 
 class Number(ParamType):
@@ -73,6 +77,9 @@ FLAGS = {
         "--solver", help="euler, midpoint, heun, rk4, dopri5, euler_maruyama; flow_map: 1, 2 or 4 steps."
     ),
     "guidance": click.option("--guidance", type=Number(float, 0, 100), help="Guidance scale; 1 is none."),
+    "autoguidance": click.option(
+        "--autoguidance", type=Number(float, 0, 100), help="Scale of autoguidance; 1 is none, and half the passes."
+    ),
     "label": click.option("--label", type=Number(int, 0, 9999), help="The digit on the scan."),
     "columns": click.option("--grid", "columns", type=Number(int, 1, 1000), help="Pictures in a row."),
     "zoom": click.option("--zoom", type=Number(int, 1, 64), help="Screen pixels a pixel.  [default: 4; GIF: 8]"),

@@ -49,10 +49,12 @@ def one_of(registry: str) -> Any:
     return Annotated[str, PlainValidator(check)]
 
 
-def _check_rising(interval: list[float]) -> None:
-    """Raises `ValueError` where a `guidance_interval` ends before it begins."""
-    if interval[0] > interval[1]:
-        raise ValueError(f"guidance_interval {interval} must rise; swap its ends")
+def _check_rising(section: "DistillParams | SampleParams") -> None:
+    """Raises `ValueError` where an interval of guidance ends before it begins."""
+    for name in ("guidance_interval", "autoguidance_interval"):
+        interval = getattr(section, name)
+        if interval[0] > interval[1]:
+            raise ValueError(f"{name} {interval} must rise; swap its ends")
 
 
 class _Section(BaseModel):
@@ -194,6 +196,9 @@ class TrainParams(_Section):
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="share of labels replaced by the null label, for classifier-free guidance"
     )
+    weak_steps: Count | None = Field(
+        description="of the weak model, another training, which autoguidance moves away from; null: none, and no autoguidance"
+    )
     precision: Precision = Field(description="number format of the training's products")
     compile: bool = Field(description="needs a C++ compiler on the CPU; false gives the same figures, slower")
     validate_every: Count = Field(description="steps between two values of the validation loss")
@@ -203,8 +208,9 @@ class TrainParams(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps ({self.steps}); lower it")
+        for name in ("steps", "weak_steps"):
+            if (steps := getattr(self, name)) is not None and self.warmup_steps >= steps:
+                raise ValueError(f"warmup_steps {self.warmup_steps} must be below {name} ({steps}); lower it")
         if isinstance(self.snapshots, list) and sorted(set(self.snapshots)) != self.snapshots:
             raise ValueError(f"snapshots {self.snapshots} must rise, each once; sort them")
         return self
@@ -221,6 +227,8 @@ class DistillParams(_Section):
     )
     guidance_scale: Scale = Field(description="of the trajectories; sampling with the flow map takes no guidance")
     guidance_interval: Interval = Field(description="guide them from the first to the second t")
+    autoguidance_scale: Scale = Field(description="of the trajectories, as sample.autoguidance_scale")
+    autoguidance_interval: Interval = Field(description="the same from the first to the second t")
     steps: Count = Field(description="optimiser steps of the training")
     batch_size: Count = Field(description="jumps in a training batch")
     learning_rate: Rate = Field(description="its peak; cosine down to 0")
@@ -236,7 +244,7 @@ class DistillParams(_Section):
             raise ValueError(
                 f"teacher_steps {self.teacher_steps} must be a multiple of evaluations ({self.evaluations}); raise it"
             )
-        _check_rising(self.guidance_interval)
+        _check_rising(self)
         return self
 
 
@@ -259,6 +267,10 @@ class SampleParams(_Section):
     guidance_interval: Interval = Field(
         description="guide from the first to the second t, both included; the conditional model elsewhere"
     )
+    autoguidance_scale: Scale = Field(
+        description="away from the weak model: 1 is none, more is truer to the data; it takes train.weak_steps"
+    )
+    autoguidance_interval: Interval = Field(description="the same from the first to the second t, both included")
     trajectory_times: Annotated[list[Fraction], Field(min_length=2, max_length=20)] = Field(
         description="when noise becoming a digit is drawn: the grid's nearest times"
     )
@@ -270,7 +282,7 @@ class SampleParams(_Section):
     def _rising(self) -> Self:
         if sorted(set(self.trajectory_times)) != list(self.trajectory_times):
             raise ValueError(f"trajectory_times {self.trajectory_times} must rise, each once; sort them")
-        _check_rising(self.guidance_interval)
+        _check_rising(self)
         return self
 
 
@@ -331,12 +343,17 @@ class Params(_Section):
     runtime: RuntimeParams
 
     @model_validator(mode="after")
-    def _guidance_needs_labels(self) -> Self:
+    def _guidance_needs_a_second_model(self) -> Self:
         for section in ("sample", "distill"):
-            scale = getattr(self, section).guidance_scale
+            scale, away = getattr(self, section).guidance_scale, getattr(self, section).autoguidance_scale
             if not self.model.labels and scale != 1:
                 raise ValueError(
                     f"{section}.guidance_scale {scale:g} needs labels, and model.labels is false; set it to 1"
+                )
+            if self.train.weak_steps is None and away != 1:
+                raise ValueError(
+                    f"{section}.autoguidance_scale {away:g} needs a weak model, and train.weak_steps is null; set it to 1, or "
+                    "train.weak_steps to a sixth of train.steps"
                 )
         return self
 

@@ -14,7 +14,7 @@ from lfm.nets.flow_map import FlowMap
 from lfm.nets.transformer import Transformer
 from lfm.nets.weights import digest, load_model, read_config, save_model
 from lfm.precision import precision, resolve
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.solver import integrate, time_grid
 from pipeline.artifacts import hdf5, latents
 from pipeline.artifacts.files import write_csv, write_json
@@ -41,6 +41,10 @@ class Teacher:
         flow = read_config(folder / "flow.json")
         path = make_path(flow["path"], flow["sigma_min"])
         self.velocity = as_velocity(self.model, path, flow["prediction"], LEAST_SIGMA)
+        self.weak = None
+        if self.p.autoguidance_scale != 1:
+            weak = load_model(folder / "weak", Transformer).to(self.device).requires_grad_(False)
+            self.weak = as_velocity(weak, path, flow["prediction"], LEAST_SIGMA)
         self.end = last_time(path, divides_by_sigma=flow["prediction"] == "data")
         self.shape = (self.model.channels, self.model.size, self.model.size)
         if self.model.label is None and self.p.guidance_scale != 1:
@@ -54,8 +58,13 @@ class Teacher:
         p, rows = self.p, range(start, start + len(labels))
         x0 = random.moved(random.normal_rows(p.seed, "distill", rows, self.shape), self.device)
         y = torch.from_numpy(labels).to(self.device)
-        interval = (p.guidance_interval[0], p.guidance_interval[1])
-        velocity = guided(self.velocity, y, p.guidance_scale, self.model.null_label, interval)
+        by_labels, by_weak = (
+            Guidance(scale, (first, last))
+            for scale, (first, last) in (
+                (p.guidance_scale, p.guidance_interval), (p.autoguidance_scale, p.autoguidance_interval)
+            )
+        )  # fmt: skip
+        velocity = guided(self.velocity, y, self.model.null_label, by_labels, self.weak, by_weak)
         with precision(p.precision, self.device):
             at = list(range(0, p.teacher_steps + 1, p.teacher_steps // p.evaluations))
             x = integrate(velocity, x0, time_grid(p.teacher_steps, end=self.end), "midpoint", at).x

@@ -26,7 +26,7 @@ BETWEEN = 8  # pictures from one image to another, both included
 def sampler(p: SampleParams) -> Sampler:
     """The section `sample`, as the model takes it."""
     values = {name: value for name, value in p.model_dump().items() if name in Sampler._fields}
-    return Sampler(**values | {"guidance_interval": tuple(p.guidance_interval)})
+    return Sampler(**values).check()
 
 
 def never_without_labels(flow: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The velocity transformer, fitted to the latents with conditional flow matching → models/flow/."""
+"""The velocity transformer, fitted to the latents with conditional flow matching, and a weak one → models/flow/."""
 
 from collections.abc import Callable
 from functools import partial
@@ -149,6 +149,30 @@ def update(fit: Fit, p: TrainParams, step: int, x0: Tensor, x1: Tensor, t: Tenso
     return loss
 
 
+def rate(p: TrainParams, steps: int) -> Callable[[int], float]:
+    """step ↦ learning rate, of a training of so many."""
+    return lambda step: p.learning_rate * SCHEDULES[p.schedule](step, steps, p.warmup_steps)
+
+
+def train_weak(context: Context, model: Transformer, data: Store, steps: int) -> Transformer:
+    """The averaged weights after another, shorter training: what autoguidance moves away from. (Those of the long one after as
+    many steps don't do: its learning rate is high then, and its errors are not those of the model in the end.)"""
+    f, p = context.params.flow, context.params.train
+    path = make_path(f.path, f.sigma_min)
+    end = last_time(path, divides_by_sigma=f.prediction == "data")
+    fit = begin(model, path, f, p, data.device)
+    drawn = ahead(partial(draws, f, p, end, data.shape), data.device)
+    losses: list[tuple[int, float]] = []
+    state = State({"model": model, "average": fit.ema.average}, fit.optimizer, {"losses": losses})
+    loop = Loop(context, "train", state, steps, rate(p, steps), "weak")
+    for step in loop:
+        rows = data.batch(p.seed, step, p.batch_size)
+        loss = update(fit, p, step, *batch(f, p, model.null_label, rows, *drawn(step)))
+        if step == 0 or loop.every(50, step + 1):
+            losses.append((step + 1, loop.checked(loss, step + 1, losses)))
+    return fit.ema.average
+
+
 def train(context: Context, model: Transformer, data: Store, held_out: Latents) -> Result:
     """Conditional flow matching (Lipman et al. 2023)."""
     f, p = context.params.flow, context.params.train
@@ -162,9 +186,12 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     losses, first, validated, by_t, snaps = [], [], [], [], []  # type: ignore[var-annotated]
     records = {"losses": losses, "first": first, "validation": validated, "by_t": by_t, "snapshots": snaps}
     loop = Loop(
-        context, "train", State({"model": model, "average": averaged}, fit.optimizer, records), p.steps,
-        lambda step: p.learning_rate * SCHEDULES[p.schedule](step, p.steps, p.warmup_steps),
-    )  # fmt: skip
+        context,
+        "train",
+        State({"model": model, "average": averaged}, fit.optimizer, records),
+        p.steps,
+        rate(p, p.steps),
+    )
     edges = [f"{i / BINS:g}" for i in range(BINS + 1)]
     columns = ("step", "validation_loss", *(f"t from {a} to {b}" for a, b in pairwise(edges)))
     live = context.live("validation", columns, by_t)
@@ -189,12 +216,16 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     return Result(averaged, losses, validated, snaps)
 
 
-def write(context: Context, result: Result, scale: LatentScale, about: dict[str, str | int | float]) -> None:
+def write(
+    context: Context, result: Result, weak: Transformer | None, scale: LatentScale, about: dict[str, str | int | float]
+) -> None:
     """The flow's folder."""
     p = context.params
     validation_loss = result.validation[-1][1]
     with context.publish("flow") as folder:
         save_model(folder, result.model, result.model.config)
+        if weak is not None:
+            save_model(folder / "weak", weak, weak.config)
         flow = {**p.flow.model_dump(), "scale_mean": scale.mean.tolist(), "scale_std": scale.std.tolist()}
         write_json(folder / "flow.json", {**flow, **{name: about[name] for name in ABOUT}})
         sections = {section: getattr(p, section).model_dump() for section in context.entry.sections}
@@ -222,8 +253,12 @@ def main(context: Context) -> None:
         held_out = latents.read(file, "validation", scale, context.device)
         channels, size, _ = data.shape
         classes = int(file.attribute("classes")) if p.model.labels else 0
-        torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
-        model = Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes)
+
+        def new() -> Transformer:
+            torch.manual_seed(random.torch_seed(p.train.seed, "transformer"))
+            return Transformer(channels, size, **p.model.model_dump(exclude={"labels"}), classes=classes)
+
+        model = new()
         if (init := p.train.init) is not None:
             folder = init_folder("train", init, p.train.init_digest, "", MODEL_FILES)
             begin_with("train", init, model, load_model(folder, Transformer).state_dict(), by_class=("label.weight",))
@@ -233,7 +268,8 @@ def main(context: Context) -> None:
         )
         say(f"train: {weights:,} weights on {len(data):,} latents of {channels}×{size}×{size}, {how}")
         result = train(context, model.to(context.device), data, held_out)
-        write(context, result, scale, file.attributes)
+        weak = train_weak(context, new().to(context.device), data, n) if (n := p.train.weak_steps) else None
+        write(context, result, weak, scale, file.attributes)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -62,14 +63,17 @@ def tiny_params(steps: int) -> Params:
                       runtime__progress=False)  # fmt: skip
 
 
+def new(p: Params) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(4, 4, **p.model.model_dump(exclude={"labels"}), classes=10)
+
+
 def trained(p: Params, folder: Path) -> train.Result:
     """A training whose checkpoints are in a folder."""
     folder.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    model = Transformer(4, 4, **p.model.model_dump(exclude={"labels"}), classes=10)
     given = context("train", p)
     given.scratch = Scratch(folder, "train")
-    return train.train(given, model, latents(64, 0), latents(32, 1))
+    return train.train(given, new(p), latents(64, 0), latents(32, 1))
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -108,6 +112,36 @@ def test_a_stopped_training_continues_bit_for_bit(
         first, second = (Scratch(path.parent).read(path) or {} for path in paths)
         assert set(first) == set(second) and len(first) > 100
         assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
+
+
+def test_the_weak_training_goes_on_from_its_own_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p = tiny_params(6)
+    trained(p, tmp_path)
+
+    def weak(folder: Path) -> dict[str, torch.Tensor]:
+        folder.mkdir(exist_ok=True)
+        given = context("train", p)
+        given.scratch = Scratch(folder, "train")
+        return train.train_weak(given, new(p), latents(64, 0), 9).state_dict()
+
+    whole = weak(tmp_path / "alone")
+    update = train.update
+
+    def stopping(*of: Any) -> torch.Tensor:
+        if of[2] == 6:  # after the checkpoint of step 4
+            raise Stop
+        return update(*of)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train, "update", stopping)
+        weak(tmp_path)
+    capsys.readouterr()
+    again = weak(tmp_path)
+    assert capsys.readouterr().err == "train: continues at weak-step 4\n"
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    assert steps_in(tmp_path) == [4, 6], "those of the long training stay"
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

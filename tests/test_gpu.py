@@ -19,7 +19,7 @@ from lfm.nets.flow_map import FlowMap
 from lfm.nets.transformer import BLOCKS, Transformer
 from lfm.precision import make_deterministic, resolve
 from lfm.psnr import psnr
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.sampler import Sampler
 from lfm.sampling.solver import FIXED_STEP, time_grid
 from pipeline.artifacts.latents import Latents
@@ -69,7 +69,7 @@ def test_an_evaluation_waits_for_nothing(pinned: None, solver: str, prediction: 
         return random.moved(random.normal(0, "noise", step, (3, *SHAPE)), gpu.device)
 
     with gpu.watched():
-        v = guided(velocity, y, 3.0, model.null_label, (0.2, 0.6))
+        v = guided(velocity, y, model.null_label, Guidance(3.0, (0.2, 0.6)))
         states = Sampler(solver)(v, path, x, time_grid(3), noise, [0, 2, 3]).x
     assert states.shape == (3, 3, *SHAPE) and states.device == gpu.device and states.dtype == torch.float32
 

@@ -10,12 +10,12 @@ from lfm import random
 from lfm.errors import ConfigError
 from lfm.flow.ema import EMA, decay_at
 from lfm.flow.loss import WEIGHTINGS, cfm_loss, drop_labels, loss_per_sample
-from lfm.flow.path import PATHS, as_velocity, cond_ot, make_path
+from lfm.flow.path import PATHS, Velocity, as_velocity, cond_ot, make_path
 from lfm.flow.schedule import warmup_constant, warmup_cosine
 from lfm.nets.augment import shifted
 from lfm.nets.latents import LatentScale, draw
 from lfm.nets.transformer import BLOCKS, ModernBlock, Transformer, positions, time_features
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.solver import FIXED_STEP, integrate, time_grid
 
 SIGMA_MIN = 1e-3
@@ -63,7 +63,7 @@ def test_the_optimal_velocity_of_a_finite_data_set_returns_its_points_with_their
 
     y = torch.arange(400) % classes
     x0 = torch.randn(len(y), dimensions, generator=g, dtype=torch.float64)
-    end = integrate(guided(model, y, 1.0, classes), x0, time_grid(400), "rk4").x[-1]
+    end = integrate(guided(model, y, classes), x0, time_grid(400), "rk4").x[-1]
     distance, nearest = torch.cdist(end, points).min(1)
     # What remains is σ_min · x0, up to the deflection by the other points: |x0| < 5 here, checked first.
     assert x0.norm(dim=1).max() < 5
@@ -106,10 +106,10 @@ def test_guidance_is_linear_from_the_unconditional_to_the_conditional_model() ->
     x, t = torch.randn(6, 4, 4, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
     null = torch.full_like(y, model.null_label)
     conditional, unconditional = model(t, x, y), model(t, x, null)
-    assert torch.equal(guided(model, y, 1.0, model.null_label)(t, x), conditional)
-    assert torch.equal(guided(model, y, 0.0, model.null_label)(t, x), unconditional)
+    assert torch.equal(guided(model, y, model.null_label)(t, x), conditional)
+    assert torch.equal(guided(model, y, model.null_label, Guidance(0.0))(t, x), unconditional)
     for scale in (0.25, 0.5, 3.0):
-        mixed = guided(model, y, scale, model.null_label)(t, x)
+        mixed = guided(model, y, model.null_label, Guidance(scale))(t, x)
         expected = (1 - scale) * unconditional + scale * conditional
         torch.testing.assert_close(mixed, expected, rtol=1e-12, atol=1e-12)
         assert ((mixed - conditional).abs().amax(dim=(0, 2, 3)) > 1e-3).all(), "every channel moves"
@@ -123,7 +123,7 @@ def test_guidance_takes_a_second_pass_only_where_it_must(scale: float, rows: int
         seen.append(len(x))
         return x
 
-    guided(model, torch.zeros(5, dtype=torch.int64), scale, 10)(torch.tensor(0.0), torch.zeros(5, 1))
+    guided(model, torch.zeros(5, dtype=torch.int64), 10, Guidance(scale))(torch.tensor(0.0), torch.zeros(5, 1))
     assert seen == [rows]
 
 
@@ -138,7 +138,10 @@ def test_an_interval_that_ends_on_the_grid_guides_at_both_ends_in_float32(solver
         return x
 
     integrate(
-        guided(model, torch.zeros(1, dtype=torch.int64), 3.0, 10, (0.7, 0.8)), torch.ones(1, 1), time_grid(10), solver
+        guided(model, torch.zeros(1, dtype=torch.int64), 10, Guidance(3.0, (0.7, 0.8))),
+        torch.ones(1, 1),
+        time_grid(10),
+        solver,
     )
     inside = {"euler": [0.7, 0.8], "midpoint": [0.7, 0.75, 0.8], "heun": [0.7, 0.7, 0.8, 0.8], "rk4": None}[solver]
     assert guided_at == inside if inside else {0.7, 0.8} < set(guided_at)
@@ -152,11 +155,37 @@ def test_guidance_acts_within_its_interval_alone(t: float, rows: int) -> None:
         seen.append(len(x))
         return y[:, None].to(x)
 
-    v = guided(model, torch.ones(5, dtype=torch.int64), 3.0, 10, (0.2, 0.6))(
+    v = guided(model, torch.ones(5, dtype=torch.int64), 10, Guidance(3.0, (0.2, 0.6)))(
         torch.tensor(t, dtype=torch.float64), torch.zeros(5, 1)
     )
     assert seen == [rows]
     assert (v == (1 if rows == 5 else 10 + 3 * (1 - 10))).all()
+
+
+def test_autoguidance_moves_away_from_the_weak_model_and_adds_to_guidance() -> None:
+    """v(∅) + s (v(y) − v(∅)) + (w − 1) (v(y) − v_weak(y)), with a pass of the weak model where w counts alone."""
+    passes: list[str] = []
+
+    def named(name: str, value: float) -> Velocity:
+        def velocity(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            passes.extend([name] * len(x))
+            return value * (1 + y[:, None].to(x))  # null label 9: 10 · value
+
+        return velocity
+
+    y, x = torch.tensor([4]), torch.zeros(1, 1)
+    good, weak = named("good", 3.0), named("weak", 2.0)
+    velocity = guided(good, y, 9, Guidance(2.0, (0.6, 1)), weak, Guidance(2.5, (0, 0.7)))
+
+    def found(t: float) -> tuple[float, list[str]]:
+        passes.clear()
+        return float(velocity(torch.tensor(t), x)), passes
+
+    assert found(0.0) == (15 + 1.5 * (15 - 10), ["good", "weak"])
+    assert found(0.65) == (30 + 2 * (15 - 30) + 1.5 * (15 - 10), ["good", "good", "weak"])
+    assert found(0.9) == (30 + 2 * (15 - 30), ["good", "good"])
+    unconditional = guided(good, y, 9, Guidance(0.0), weak, Guidance(3.0))
+    assert float(unconditional(torch.tensor(0.5), x)) == 30 + 2 * (15 - 10)
 
 
 def test_labels_are_dropped_one_by_one() -> None:
@@ -221,9 +250,9 @@ def test_images_are_moved_by_whole_pixels_each_move_equally_often() -> None:
 def test_a_sample_does_not_depend_on_its_batch_mates(block: str) -> None:
     model = transformer(torch.float64, block)
     x0, y = random.normal_rows(0, "sample", range(6), (4, 4, 4)).double(), torch.arange(6)
-    together = integrate(guided(model, y, 2.0, 10), x0, time_grid(5), "midpoint").x[-1]
+    together = integrate(guided(model, y, 10, Guidance(2.0)), x0, time_grid(5), "midpoint").x[-1]
     for i in range(6):
-        alone = integrate(guided(model, y[i : i + 1], 2.0, 10), x0[i : i + 1], time_grid(5), "midpoint").x[-1]
+        alone = integrate(guided(model, y[i : i + 1], 10, Guidance(2.0)), x0[i : i + 1], time_grid(5), "midpoint").x[-1]
         torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
 
 

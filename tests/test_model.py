@@ -244,6 +244,26 @@ def test_a_model_without_labels_draws_and_inverts(latents: Tensor) -> None:
         model.sample(n=1, guidance_scale=2)
 
 
+def test_a_weak_model_is_saved_beside_it_and_moved_away_from(tmp_path: Path) -> None:
+    strong, weak = small(), small().transformer
+    for weight in weak.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    model = LatentFlow(strong.transformer, strong.config, Sampler("euler", 4, autoguidance_scale=2.0), None, None, weak)
+    options: dict[str, Any] = {"seed": 0, "batch_size": 2, "output_type": "latent"}
+    drawn, plain = model.sample([3, 1], **options), model.sample([3, 1], autoguidance_scale=1.0, **options)
+    assert (drawn.nfe, plain.nfe) == (8, 4)
+    assert torch.equal(plain.images, strong.sample([3, 1], sampler=Sampler("euler", 4), **options).images)  # type: ignore[arg-type]
+    assert not torch.equal(drawn.images, plain.images)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LatentFlow.from_pretrained(tmp_path).sample([3, 1], **options).images, drawn.images)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="autoguidance_scale is 2"):
+        strong.sample([3], sampler=model.sampler, **options)
+    with pytest.raises(ConfigError, match="weak: for other latents or classes"):
+        LatentFlow(strong.transformer, strong.config, None, None, None, small(classes=0).transformer)
+    LatentFlow(strong.transformer, strong.config).save_pretrained(tmp_path)
+    assert LatentFlow.from_pretrained(tmp_path).weak is None  # that of the other model is gone
+
+
 # --- images ↔ latents, and through the noise ---------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from lfm.errors import ConfigError
 from lfm.flow.path import PATHS, convert, make_path
 from lfm.model import LatentFlow
 from lfm.page import server
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.inversion import slerp
 from lfm.sampling.solver import FIXED_STEP, integrate, time_grid
 from pipeline.errors import UserError
@@ -229,7 +229,7 @@ def test_solvers_guidance_and_path_are_those_of_python(computed: dict[str, Any])
         places = index if len(x) == 2 else torch.arange(1, 25).reshape(4, 6)
         return torch.sin(3 * t) - 0.7 * x + 0.1 * places * labels[:, None]
 
-    field = guided(velocity, torch.tensor([1, 2]), 2.5, 5, (0.25, 0.75))
+    field = guided(velocity, torch.tensor([1, 2]), 5, Guidance(2.5, (0.25, 0.75)))
     for solver in FIXED_STEP:
         expected = integrate(field, a.view(2, 6), time_grid(8), solver).x[-1].flatten()
         assert np.allclose(computed["solved"][solver], expected, rtol=1e-5, atol=1e-5), solver
@@ -292,7 +292,7 @@ def test_a_drawing_is_read_and_written_as_ten_digits(desk: Tab, model: LatentFlo
         assert difference(desk.pictures()[label], seen) < 20  # there and back
         image = seen.reshape(1, 28, 28).astype(np.uint8)
         noise = model.invert(image, label, 10)
-        field = model._guided(np.arange(10), 3.0, (0.6, 0.9))
+        field = model._guided(np.arange(10), Guidance(3.0, (0.6, 0.9)))
         with torch.inference_mode():
             latents = integrate(field, noise.expand(10, -1, -1, -1), time_grid(10), "midpoint").x[-1]
         assert difference(desk.pictures(), np.asarray(model.decode(latents, "np")).reshape(10, -1)) <= GREY_LEVELS

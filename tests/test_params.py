@@ -124,6 +124,11 @@ ERRORS: dict[str, Case] = {
     "params, guidance without labels": refused("sample.guidance_scale", model__labels=False, sample__guidance_scale=2),
     "params, width and heads": refused("model.width", model__width=130),
     "params, width and heads, modern": refused("model.width", model__width=20, model__block="modern"),
+    "params, autoguidance without a weak model": refused("sample.autoguidance_scale 2", train__weak_steps=None),
+    "params, interval of autoguidance falls": refused(
+        "distill.autoguidance_interval", distill__autoguidance_interval=[0.9, 0.2]
+    ),
+    "params, warm-up longer than the weak training": refused("weak_steps", train__weak_steps=100, train__warmup_steps=200),
     "params, interval falls": refused("sample.guidance_interval", sample__guidance_interval=[0.9, 0.2]),
     "params, interval of three": refused("sample.guidance_interval", sample__guidance_interval=[0, 1, 1]),
     "params, interval beyond 1": refused("sample.guidance_interval.1", sample__guidance_interval=[0, 1.5]),

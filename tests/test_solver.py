@@ -11,7 +11,7 @@ from torchdiffeq import odeint
 
 from lfm.errors import ConfigError
 from lfm.flow.path import SHORT_OF_ONE, ProbPath, make_path
-from lfm.sampling.guidance import guided
+from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.inversion import slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
 from lfm.sampling.sampler import Sampler
@@ -220,7 +220,7 @@ def test_passes_in_a_guidance_interval_are_those_of_the_grid(solver: str, end: f
             rows += len(x)
             return torch.zeros_like(x)
 
-        velocity = guided(model, torch.zeros(1, dtype=torch.int64), 3.0, 1, (first / steps, last / steps))
+        velocity = guided(model, torch.zeros(1, dtype=torch.int64), 1, Guidance(3.0, (first / steps, last / steps)))
         Sampler(solver, steps)(velocity, make_path("cond_ot", 1e-3), x0, grid, lambda i: x0)
         times = [(i + node) / steps for i in range(steps) for node in NODES[solver]]
         assert rows == sum(1 + (Fraction(first, steps) <= t <= Fraction(last, steps)) for t in times), (first, last)

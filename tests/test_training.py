@@ -54,7 +54,7 @@ def fit(p: Params, data: Latents) -> Result:
 
 def sampled(p: Params, model: Transformer, labels: Tensor) -> Tensor:
     path = make_path(p.flow.path, p.flow.sigma_min)
-    velocity = guided(as_velocity(model, path, p.flow.prediction), labels, 1.0, model.null_label)
+    velocity = guided(as_velocity(model, path, p.flow.prediction), labels, model.null_label)
     x0 = random.normal_rows(0, "test", range(len(labels)), (4, 4, 4))
     end = last_time(path, divides_by_sigma=p.flow.prediction == "data")
     with torch.no_grad():

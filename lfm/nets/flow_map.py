@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lfm.errors import ConfigError
 from lfm.nets.transformer import TIME_FREQUENCIES, Transformer, for_each, time_features
 
+NUMBERS = (1, 2, 4, 8, 16)  # of equal steps
+
 
 class FlowMap(Transformer):
     """The average velocity from time s to time t > s: x_t = x_s + (t − s) u(s, t, x_s, y) (Boffi et al. 2024, "Flow map
@@ -24,8 +26,8 @@ class FlowMap(Transformer):
 
     def __init__(self, evaluations: int, **config: Any) -> None:
         super().__init__(**config)
-        if evaluations not in (1, 2, 4, 8, 16):
-            raise ConfigError(f"evaluations is {evaluations!r}; accepted: 1, 2, 4, 8 or 16")
+        if evaluations not in NUMBERS:
+            raise ConfigError(f"evaluations is {evaluations!r}; accepted: {', '.join(map(str, NUMBERS))}")
         self.config = {"evaluations": evaluations, **self.config}
         self.evaluations = evaluations
         width = self.embed.out_features
@@ -45,7 +47,7 @@ class FlowMap(Transformer):
     @property
     def steps(self) -> tuple[int, ...]:
         """The numbers of equal steps it can be sampled in."""
-        return tuple(n for n in (1, 2, 4, 8, 16) if n <= self.evaluations)
+        return tuple(n for n in NUMBERS if n <= self.evaluations)
 
     def forward(self, s: Tensor, t: Tensor, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """Average velocity (B, C, H, W) from times s to t ((B,) or scalars each, which may be on the CPU) at latents x (B, C, H, W)

@@ -35,18 +35,19 @@ class Checkpoints:
         scratch: where they are written; one without a folder keeps none.
         every: after how many steps; the last one is always kept.
         section: of params.yaml, for messages.
+        name: of the files, where a stage trains more than one model.
     """
 
-    def __init__(self, scratch: Scratch, every: int, section: str) -> None:
-        self.scratch, self.every, self.section, self.newest = scratch, every, section, 0
+    def __init__(self, scratch: Scratch, every: int, section: str, name: str = "step") -> None:
+        self.scratch, self.every, self.section, self.name, self.newest = scratch, every, section, name, 0
 
     def resume(self, state: State) -> int:
         """Bring `state` to the newest good checkpoint. Returns the steps that are done, 0 where there is none."""
-        for path in reversed(self.scratch.find("step-*")):
+        for path in reversed(self.scratch.find(f"{self.name}-*")):
             if (tensors := self.scratch.read(path)) is not None:
                 _restore(state, tensors)
-                self.newest = int(path.name.split(".")[0].removeprefix("step-"))
-                say(f"{self.scratch.stage}: continues at step {self.newest}")
+                self.newest = int(path.name.split(".")[0].removeprefix(f"{self.name}-"))
+                say(f"{self.scratch.stage}: continues at {self.name} {self.newest}")
                 return self.newest
         return 0
 
@@ -57,9 +58,9 @@ class Checkpoints:
         tensors = _tensors(state)
         if not all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point()):
             raise self._stopped(f"weights are not finite after step {done}")
-        self.scratch.write(f"step-{done:010d}", tensors)
+        self.scratch.write(f"{self.name}-{done:010d}", tensors)
         self.newest = done
-        for path in self.scratch.find("step-*")[:-KEPT]:
+        for path in self.scratch.find(f"{self.name}-*")[:-KEPT]:
             path.unlink()
 
     def sound(self, done: int, loss: float, before: Sequence[Sequence[Any]]) -> float:

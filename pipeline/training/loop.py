@@ -28,14 +28,18 @@ class Loop:
         state: what the training changes; its first record is the curve of losses that were `checked`, rows of step, loss, …
         steps: of the whole training.
         rate: step ↦ learning rate.
+        part: of the stage, for messages and files, where it trains more than one model.
     """
 
-    def __init__(self, context: Context, name: str, state: State, steps: int, rate: Callable[[int], float]) -> None:
+    def __init__(
+        self, context: Context, name: str, state: State, steps: int, rate: Callable[[int], float], part: str = ""
+    ) -> None:
         self.context, self.state, self.steps, self.rate = context, state, steps, rate
-        self.checkpoints = Checkpoints(context.scratch, context.params.runtime.checkpoint_every, name)
+        kept = f"{part}-step" if part else "step"
+        self.checkpoints = Checkpoints(context.scratch, context.params.runtime.checkpoint_every, name, kept)
         self.start = self.checkpoints.resume(state)
-        self.name, self.loss = name, float("nan")
-        self.live = context.live(name, ("step", "loss"), [row[:2] for row in next(iter(state.records.values()))])
+        self.name, self.loss = part or name, float("nan")
+        self.live = context.live(self.name, ("step", "loss"), [row[:2] for row in next(iter(state.records.values()))])
 
     def __iter__(self) -> Iterator[int]:
         with self.context.progress(self.steps, self.name, "step", self.start) as progress:
