@@ -24,7 +24,10 @@ from tools.workspace import make_workspace
 IMAGES, LATENTS = Path("data/images.h5"), Path("data/latents.h5")
 AUTOENCODER, CLASSIFIER, FLOW = (Path("models") / name for name in ("autoencoder", "classifier", "flow"))
 FOLDER = Path("ablations")
-FLOW_OF_4000 = "-S train.steps=4000 -S train.snapshots=[1]"
+FLOW_OF_4000 = (
+    "-S train.steps=4000 -S train.snapshots=[1] -S train.weak_steps=null -S sample.autoguidance_scale=1 "
+    "-S distill.autoguidance_scale=1"
+)
 OLD = "-S model.block=dit -S flow.times=stratified"
 VARIANTS = {
     "dit": OLD,

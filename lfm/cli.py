@@ -42,18 +42,8 @@ from lfm.terminal import (
 
 MOST, MOST_IN_GRID, MOST_ANIMATED = 10_000_000, 4096, 100  # pictures in a file
 BATCH = 64
-LIKE = (
-    "labels",
-    "n",
-    "seed",
-    "steps",
-    "solver",
-    "guidance",
-    "autoguidance",
-    "columns",
-    "zoom",
-)  # what `--like` takes over
 SAMPLER = ("seed", "steps", "solver", "guidance", "autoguidance")
+LIKE = ("labels", "n", *SAMPLER, "columns", "zoom")  # what `--like` takes over
 COMMON = ("model", "device", "force", "json", "quiet")
 SCANS = click.argument("files", nargs=-1, required=True, metavar="SCAN...")
 
@@ -112,6 +102,8 @@ def sample(o: Any) -> None:
 
     if before and identity(flow) != before.get("model"):
         raise BadParameter(f"{o.like!r} was drawn by another model; name it with --model", param_hint="--like")
+    if o.model is None and flow.flow_map is not None and all(getattr(o, name) is None for name in SAMPLER[1:]):
+        o.steps = flow.flow_map.evaluations  # the bundled model's are as good as the flow: README, "How good it is"
     batches = counted(
         flow.stream(
             o.labels, n, seed=o.seed, steps=o.steps, solver=o.solver, guidance_scale=o.guidance,

@@ -18,6 +18,7 @@ from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.solver import integrate, time_grid
 from pipeline.artifacts import hdf5, latents
 from pipeline.artifacts.files import write_csv, write_json
+from pipeline.artifacts.flow import check_guidance
 from pipeline.errors import UserError
 from pipeline.params import DistillParams
 from pipeline.progress import say
@@ -47,10 +48,7 @@ class Teacher:
             self.weak = as_velocity(weak, path, flow["prediction"], LEAST_SIGMA)
         self.end = last_time(path, divides_by_sigma=flow["prediction"] == "data")
         self.shape = (self.model.channels, self.model.size, self.model.size)
-        if self.model.label is None and self.p.guidance_scale != 1:
-            raise UserError(
-                f"distill.guidance_scale {self.p.guidance_scale:g} needs labels, and {folder} knows none; set it to 1"
-            )
+        check_guidance("distill", self.p.guidance_scale, self.model.label is not None, folder)
 
     @torch.inference_mode()
     def states(self, labels: np.ndarray, start: int) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 and the model that drew them, complete → models/latent_flow/."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ from lfm.model import LatentFlow
 from lfm.precision import resolve
 from lfm.sampling.sampler import Sampler
 from pipeline.artifacts import hdf5, latents, samples, snapshots
-from pipeline.artifacts.files import read_json
+from pipeline.artifacts.flow import check_guidance
 from pipeline.errors import UserError
 from pipeline.params import SampleParams
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress
 from pipeline.run import Context, run
 
 REAL = ("validation", "test")
@@ -27,15 +26,6 @@ def sampler(p: SampleParams) -> Sampler:
     """The section `sample`, as the model takes it."""
     values = {name: value for name, value in p.model_dump().items() if name in Sampler._fields}
     return Sampler(**values).check()
-
-
-def never_without_labels(flow: Path) -> bool:
-    """Whether a flow was trained with `train.label_dropout: 0`, as far as its record says."""
-    record = read_json(flow / "record.json")
-    try:
-        return bool(record["params"]["train"]["label_dropout"] == 0)
-    except (KeyError, TypeError):  # of another version
-        return False
 
 
 def draw(
@@ -155,13 +145,7 @@ def main(context: Context) -> None:
         flow, autoencoder=context.input("autoencoder"), flow_map=context.input("flow_map")
     ).to(context.device)
     model.sampler = sampler(p)
-    if not model.classes and p.guidance_scale != 1:
-        raise UserError(f"sample.guidance_scale {p.guidance_scale:g} needs labels, and {flow} knows none; set it to 1")
-    if p.guidance_scale != 1 and never_without_labels(flow):
-        say(
-            f"sample: guidance_scale {p.guidance_scale:g} needs a model that also knows images without labels, and {flow} was "
-            "trained with train.label_dropout: 0; set guidance_scale to 1, or train with 0.1"
-        )
+    check_guidance("sample", p.guidance_scale, bool(model.classes), flow)
     with (
         hdf5.reading(context.input("latents"), latents.FORMAT) as file,
         hdf5.reading(flow / "progress.h5", snapshots.FORMAT) as states,

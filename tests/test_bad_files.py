@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lfm.flow.schedule import SCHEDULES
+from pipeline.artifacts.files import write_json
+from pipeline.errors import UserError
 from pipeline.machine.scratch import Scratch
 from tests.conftest import Malicious, edited, set_params
 
@@ -198,6 +200,14 @@ def test_a_file_that_another_process_writes_is_not_to_be_deleted(
     assert (
         error.startswith(f"{IMAGES}: ") and "another process has it open for writing" in error and "delete" not in error
     )
+
+
+def test_json_takes_no_number_that_is_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"a\.json: a value is not finite"):
+            write_json(path, {"deep": [{"er": value}]})
+    assert not path.exists()
 
 
 def test_a_checkpoint_that_is_a_pickle_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,7 @@ TABLE = {
     "pipeline.artifacts.bundled": "autoencoder classifier second_classifier",
     "pipeline.artifacts.files": "autoencoder classifier second_classifier train distill sample likelihood evaluate report"
     " | points report",
+    "pipeline.artifacts.flow": "distill sample",
     "pipeline.artifacts.hdf5": f"{ALL} | points",
     "pipeline.artifacts.images": "fetch autoencoder encode classifier second_classifier evaluate report | points",
     "pipeline.artifacts.latents": "encode train distill sample likelihood",

@@ -182,6 +182,19 @@ def test_the_same_seed_gives_the_same_bytes_and_like_makes_the_picture_again(she
     assert "drawn by another model" in shell("sample", "--like", "a.png", "-m", "other", "-o", "e.png").err
 
 
+def test_the_bundled_model_draws_with_its_flow_map_unless_the_flow_is_asked_for(shell: Shell) -> None:
+    LatentFlow.from_pretrained().save_pretrained("other")
+    nfe = {
+        words: json.loads(good(shell("sample", 3, "-s", 0, "-o", "a.png", "--force", "--json", *words.split())).out)[
+            "nfe"
+        ]
+        for words in ("", "--steps 2", "--steps 8", "--autoguidance 1", "--steps 8 --guidance 1", "-m other")
+    }
+    assert nfe == {
+        "": 4, "--steps 2": 2, "--steps 8": 39, "--autoguidance 1": 23, "--steps 8 --guidance 1": 32, "-m other": 39,
+    }  # fmt: skip
+
+
 def test_a_seed_that_is_not_given_is_drawn_and_said(shell: Shell) -> None:
     seeds = {json.loads(good(shell("sample", "--steps", 1, "-o", f"{i}.png", "--json")).out)["seed"] for i in (1, 2)}
     assert len(seeds) == 2

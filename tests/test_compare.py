@@ -79,7 +79,7 @@ def test_pairing_takes_out_what_seeds_have_in_common() -> None:
 def test_what_changes_the_unit_is_not_compared() -> None:
     cases: list[tuple[dict[str, Any], str, bool]] = [
         ({"flow__path": "gvp"}, "validation_loss", False),
-        ({"flow__prediction": "data"}, "validation_loss", True),
+        ({"flow__prediction": "data"}, "validation_loss", False),
         ({"classifier__source": "train"}, "fd_generated", False),
         ({"encode__scale": "config"}, "bits_per_dim", False),
         ({"train__steps": 100}, "bits_per_dim", True),

@@ -250,7 +250,7 @@ def test_two_queue_workers_that_need_the_same_stage_both_succeed(queueing: Path)
 
 def test_weights_name_no_device_and_no_version_of_torch(tiny: Path) -> None:
     files = sorted(tiny.glob("models/**/*.safetensors"))
-    assert len(files) == 8  # of latent_flow three
+    assert len(files) == 10  # of flow two, of latent_flow four
     for path in files:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -278,7 +278,7 @@ def test_what_is_missing_is_run_and_compared(queueing: Path) -> None:
     again = output(queueing, "python -m tools.compare --metric nfe --metric fd_generated", PYTHONPATH=str(ROOT))
     assert again in printed
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in again.splitlines() if line.startswith("|")]
-    assert table[2] == ["nfe", "baseline", "2", "14 ± 0", "", ""]  # five steps of two evaluations, two of them guided
-    assert table[3][1:] == ["sample.solver=euler", "2", "7 ± 0", "-7", "better"]
+    assert table[2] == ["nfe", "baseline", "2", "20 ± 0", "", ""]
+    assert table[3][1:] == ["sample.solver=euler", "2", "10 ± 0", "-10", "better"]
     means = [sum(values) / 2 for values in figures.values()]
     assert float(table[5][4].split()[0]) == pytest.approx(means[1] - means[0], rel=0.05)

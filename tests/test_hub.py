@@ -43,6 +43,7 @@ class Hub:
         self.error: tuple[int, str] | None = None
         self.damage, self.ranges, self.endless = False, True, False
         self.commit, self.tag = COMMIT, ""  # what it says it serves
+        self.headers = dict[str, str]()  # besides
         server.answer = self.answer
 
     def etag(self, path: str) -> str:
@@ -63,6 +64,7 @@ class Hub:
         if self.damage:
             content = content[:-1] + bytes([content[-1] ^ 1])
         headers = {"ETag": f'"{self.etag(path)}"', "X_Repo_Commit": self.commit, "Content_Length": str(len(content))}
+        headers |= self.headers
         half = path == WEIGHTS and request.command == "GET" and (self.stalls.is_set() or self.breaks > 0)
         if self.endless and request.command == "GET":
             headers["Content_Length"], content = str(10**9), content + bytes(1 << 22)
@@ -141,6 +143,11 @@ def test_a_download_asks_for_two_files_at_the_pinned_commit_and_never_again(
     assert f"autoencoder.source: {blob}: " in str(error.value) and "delete it" in str(error.value)
     blob.unlink()
     assert download(home, hub.address) == folder and same(folder, hub)
+
+
+def test_bytes_are_taken_as_sent_whatever_the_headers_say(tmp_path: Path, hub: Hub) -> None:
+    hub.headers = {"Content_Encoding": "gzip", "Content_Type": "text/html; charset=odd"}
+    assert same(download(tmp_path / "home", hub.address), hub)
 
 
 def test_an_autoencoder_may_lie_in_a_folder_of_a_repository(tmp_path: Path, hub: Hub) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lfm import ConfigError, LatentFlow, Sampler
-from lfm.flow.path import cond_ot
+from lfm.flow.path import as_velocity, cond_ot
 from lfm.nets import autoencoder
 from lfm.nets.autoencoder import ImageAutoencoder
 from lfm.nets.classifier import Classifier, to_pixels
@@ -43,6 +43,11 @@ def small(classes: int = 10, coder: bool = True, **flow: Any) -> LatentFlow:
         nn.init.normal_(weight, std=0.2)
     model = autoencoder.build(4, 1, 2, [8, 16], 1).eval()
     return LatentFlow(transformer, FLOW | flow, FAST, ImageAutoencoder(model, 1, (28, 28)) if coder else None)
+
+
+def small_with(model: LatentFlow, **values: Any) -> LatentFlow:
+    """The same with other values of the sampler."""
+    return LatentFlow(model.transformer, model.config, model.sampler._replace(**values))
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +473,39 @@ def test_public_names_are_those_that_are_listed() -> None:
     assert all(getattr(lfm, name).__name__ == name for name in lfm.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = lfm.nothing
+
+
+def test_files_of_a_model_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        small().save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    rights = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(rights) >= 5 and set(rights.values()) == {0o644}, rights
+
+
+@pytest.mark.parametrize("path", ["cond_ot", "vp"])
+def test_an_imperfect_data_prediction_inverts_and_has_a_likelihood(latents: Tensor, path: str) -> None:
+    """Divided by a σ of 1e-3 or less, its error gave thousands of bits a dimension: noise of variance 1, and data of
+    that size, have a few. Inverted with steps enough it comes back."""
+    model = small(coder=False, prediction="data", path=path)
+    plain = as_velocity(model.transformer, model.path, "data")
+    late, y = torch.tensor(model.end), torch.zeros(len(latents), dtype=torch.int64)
+    assert model.velocity(late, latents, 0).abs().max() < plain(late, latents, y).abs().max() / 5
+    assert np.abs(model.log_prob(latents, 0, steps=100).bits_per_dim).max() < 20
+    back = model.generate(model.invert(latents, 0, steps=200), 0, steps=200, output_type="latent")
+    assert float((back - latents).abs().max()) < 1e-2
+
+
+def test_class_transfer_is_guided_outside_the_interval_too(model: LatentFlow, latents: Tensor) -> None:
+    moved = [
+        small_with(model, guidance_scale=scale, guidance_interval=interval).transfer(
+            latents, [3], output_type="latent"
+        )[0]
+        for scale, interval in ((3.0, (0.5, 0.5)), (3.0, (0.0, 1.0)), (1.0, (0.0, 1.0)))
+    ]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
 
 
 @pytest.mark.parametrize("part", ["transformer", "autoencoder"])

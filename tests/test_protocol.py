@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 
 from benchmarks import verdict
 from benchmarks.verdict import SPOILT
+from lfm.errors import ConfigError
+from lfm.evaluation import protocol
 from lfm.evaluation.neighbours import memorised, nearest, radii
 from lfm.evaluation.protocol import Settings, View, check_all, flat, view
 from lfm.nets.classifier import Classifier
@@ -64,6 +67,15 @@ def flagged(world: World, generated: View) -> set[str]:
         for name in ("generated", "validation")
     }
     return verdict.flagged(check_all(sets, close, SETTINGS))
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    classifier = load_model(ROOT / "lfm/pretrained/classifier", Classifier)
+    with torch.no_grad():
+        for weight in classifier.parameters():
+            weight.mul_(1e30)
+    with pytest.raises(ConfigError, match="its features are not finite"):
+        protocol.look(classifier, np.full((4, 1, 28, 28), 255, np.uint8), np.zeros(4, np.int64))
 
 
 def test_other_real_images_pass_all(world: World) -> None:

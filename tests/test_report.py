@@ -147,8 +147,9 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
     result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
     assert result.returncode == 0 and result.stdout.count("Running stage") == 4, result.stderr
     rows = (copy / "sweeps/cost.csv").read_text().splitlines()
-    # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; guidance acts at the last two, each a pass more. The default has 14.
-    assert [row.split(",")[::2][:2] for row in rows[2:]] == [["euler", "6"], ["midpoint", "14"]]
+    # Four evaluations, at t = 0, 1/4, 1/2 and 3/4; guidance acts at the last two, autoguidance at the
+    # first three, each a pass more. The default has 20.
+    assert [row.split(",")[::2][:2] for row in rows[2:]] == [["euler", "9"], ["midpoint", "20"]]
     assert rows[1].startswith("dopri5,") and [row[-2:] for row in rows[1:]] == [",0", ",0", ",1"]
     assert (copy / "sweeps/report.html").read_text(encoding="utf-8").count("<svg") == 3
     assert "Running stage" not in command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy).stdout

@@ -11,6 +11,7 @@ from torchdiffeq import odeint
 
 from lfm.errors import ConfigError
 from lfm.flow.path import SHORT_OF_ONE, ProbPath, make_path
+from lfm.sampling import solver as solver_module
 from lfm.sampling.guidance import Guidance, guided
 from lfm.sampling.inversion import slerp
 from lfm.sampling.likelihood import exact_divergence, hutchinson_divergence, log_likelihood
@@ -243,6 +244,22 @@ def test_the_adaptive_solver_stays_within_its_times(backward: bool) -> None:
     sign = 1 if backward else -1
     expected = torch.tensor([1.0, math.exp(sign / 2), math.exp(sign)], dtype=torch.float64)
     torch.testing.assert_close(solution.x[:, 0], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("most", [10, 17])
+def test_an_adaptive_solver_is_stopped_at_its_most_evaluations(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    calls = []
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        calls.append(float(t))
+        return torch.sin(1e3 * x)
+
+    monkeypatch.setattr(solver_module, "MOST_EVALUATIONS", most)
+    with pytest.raises(
+        ConfigError, match=rf"dopri5: .*can't be met with this model \({most} evaluations were not enough"
+    ):
+        integrate(velocity, torch.ones(64), time_grid(4), "dopri5", None, 1e-7, 1e-7)
+    assert len(calls) == most
 
 
 @pytest.mark.parametrize(

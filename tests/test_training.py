@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,12 @@ from lfm.flow.path import as_velocity, last_time, make_path
 from lfm.nets.transformer import Transformer
 from lfm.sampling.guidance import guided
 from lfm.sampling.solver import integrate, time_grid
+from pipeline.artifacts.flow import check_guidance
 from pipeline.artifacts.latents import Latents
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.progress import Live, Progress
 from pipeline.training.loop import compiled
-from stages.sample import never_without_labels
 from stages.train import BINS, SNAPSHOT_NOISES, SNAPSHOT_STEPS, Result, Validation, snapshot, train
 from tests.conftest import context, parameters
 
@@ -147,17 +148,22 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     double = compiled(lambda x: (2 * x).sin(), "train", torch.device("cpu"))
-    words = rf"^train\.compile is true.* failed \({re.escape(words)}.*train\.compile: false$"
+    where = re.escape(tempfile.gettempdir())  # which disk, should it be full
+    words = rf"^train\.compile is true, but compiling in {where} failed \({re.escape(words)}.*train\.compile: false$"
     with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), pytest.raises(UserError, match=words):
         double(torch.ones(3, requires_grad=True))
 
 
-def test_guidance_that_a_model_never_learnt_is_seen(tmp_path: Path) -> None:
-    for dropout, expected in ((0, True), (0.1, False)):
-        (tmp_path / "record.json").write_text(json.dumps({"params": {"train": {"label_dropout": dropout}}}))
-        assert never_without_labels(tmp_path) is expected
-    (tmp_path / "record.json").write_text("{}")
-    assert not never_without_labels(tmp_path)
+def test_guidance_that_a_model_never_learnt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"params": {"train": {"label_dropout": dropout}}} for dropout in (0, 0.1)]
+    cases = [(records[0], 2.0, True), (records[0], 1.0, False), (records[1], 2.0, False), ({}, 2.0, False)]
+    for record, scale, told in cases:
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        check_guidance("distill", scale, True, tmp_path)
+        assert ("distill: guidance_scale 2 needs a model" in capsys.readouterr().err) is told, (record, scale)
+    check_guidance("sample", 1.0, False, tmp_path)
+    with pytest.raises(UserError, match=r"sample\.guidance_scale 2 needs labels"):
+        check_guidance("sample", 2.0, False, tmp_path)
 
 
 def test_the_validation_loss_by_t_is_that_of_the_samples_whose_t_is_there() -> None:

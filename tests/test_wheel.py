@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_library_with_its_weights_and_nothing_else(wheel: Pa
     files = {p for p in (ROOT / "lfm").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert names == {str(p.relative_to(ROOT)) for p in files}
     assert {"lfm/py.typed", "lfm/pretrained/mnist/autoencoder/config.json"} <= names
-    assert wheel.stat().st_size < 16e6, "14.6 MB when this was written: weights, and 1.1 MB of digits"
+    assert wheel.stat().st_size < 20e6, "18 MB when this was written: weights of five networks, and 1.1 MB of digits"
 
 
 def test_the_readme_runs_in_an_empty_folder_without_a_network(python: Path, tmp_path: Path) -> None:

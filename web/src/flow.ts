@@ -66,11 +66,13 @@ export async function integrate(
   return x;
 }
 
+const ROUNDING = 2e-5; // what a time may lie off an interval's end, as in lfm.sampling.guidance
+
 /** Classifier-free guidance for t within an interval; see `lfm.sampling.guidance.guided`. */
 export function guided(velocity: Velocity, labels: number[], nullLabel: number, s: Sampler): Field {
   const none = labels.map(() => nullLabel);
   return async (t, x) => {
-    if (s.guidance === 1 || t < Math.fround(s.from) || t > Math.fround(s.to)) return velocity(t, x, labels);
+    if (s.guidance === 1 || t < s.from - ROUNDING || t > s.to + ROUNDING) return velocity(t, x, labels);
     if (s.guidance === 0) return velocity(t, x, none);
     const both = new Float32Array(2 * x.length);
     both.set(x);
