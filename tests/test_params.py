@@ -128,7 +128,9 @@ ERRORS: dict[str, Case] = {
     "params, interval of autoguidance falls": refused(
         "distill.autoguidance_interval", distill__autoguidance_interval=[0.9, 0.2]
     ),
-    "params, warm-up longer than the weak training": refused("train.warmup_steps 200 must be below weak_steps", train__weak_steps=100, train__warmup_steps=200),
+    "params, warm-up longer than the weak training": refused(
+        "train.warmup_steps 200 must be below weak_steps", train__weak_steps=100, train__warmup_steps=200
+    ),
     "params, interval falls": refused("sample.guidance_interval", sample__guidance_interval=[0.9, 0.2]),
     "params, interval of three": refused("sample.guidance_interval", sample__guidance_interval=[0, 1, 1]),
     "params, interval beyond 1": refused("sample.guidance_interval.1", sample__guidance_interval=[0, 1.5]),
