@@ -49,11 +49,13 @@ grid([[images[i] for images in path.path] for i in range(2)])
 # %% [markdown]
 # ## Guidance
 #
-# Scale 1 is the plain conditional model. More is truer to the label and less varied.
+# Scale 1 is the plain conditional model. More is truer to the label and less varied. (The model's own sampler guides in an
+# interval alone, and away from a weaker model too: `model.sampler`.)
 
 # %%
 scales = [1, 3, 8]
-guided = [model.sample([5], n=8, seed=1, guidance_scale=scale, guidance_interval=(0, 1)).images for scale in scales]
+plain = {"guidance_interval": (0, 1), "autoguidance_scale": 1}
+guided = [model.sample([5], n=8, seed=1, guidance_scale=scale, **plain).images for scale in scales]
 print("guidance scale, from the top:", scales)
 grid(guided)
 
