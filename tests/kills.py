@@ -46,7 +46,7 @@ def _trace() -> None:
     keep, part = Checkpoints.keep, Scratch.part
 
     def noted_keep(self, state, done, steps):
-        note(self.scratch.stage, done)
+        note(self.scratch.stage, self.name, done)
         keep(self, state, done, steps)
 
     def noted_part(self, name, make):

@@ -345,7 +345,7 @@ def test_time_and_the_way_between(desk: Tab, tmp_path: Path) -> None:
         assert (tmp_path / "file").read_bytes().startswith(kind)
 
 
-def test_buttons_and_keyboard(desk: Tab) -> None:
+def test_buttons_and_keyboard(desk: Tab, model: LatentFlow) -> None:
     desk.show("seed=0&row=0&digit=7")
     page = desk.page
     page.click("#another")
@@ -365,7 +365,7 @@ def test_buttons_and_keyboard(desk: Tab) -> None:
     assert all(part in page.url for part in ("steps=1&", "seed=5&", "digit=2", "solver=euler"))
     page.click("#reset")
     desk.settle()
-    assert "steps=10&" in page.url and "solver=midpoint" in page.url
+    assert f"steps={model.sampler.steps}&" in page.url and "solver=midpoint" in page.url
     page.focus("#pad")
     for key in [" ", *["ArrowDown"] * 18, " "]:
         page.keyboard.press(key)
