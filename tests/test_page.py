@@ -194,6 +194,16 @@ for (const seed of [0, 1, 2 ** 32 - 1])
 for (const solver of ["euler", "midpoint", "heun", "rk4"])
   out.solved[solver] = [...(await integrate(field, a, timeGrid(8), solver))];
 for (const path of ["cond_ot", "gvp", "vp"]) out.data[path] = [...predictedData({ path, sigma_min: 0.01 }, 0.4, a, b)];
+out.guided = {};
+for (const solver of ["euler", "midpoint", "heun", "rk4"])
+  for (let first = 0; first <= 20; first++)
+    for (let last = first; last <= 20; last++) {
+      let count = 0;
+      const counting = async (t, x, labels) => { count += labels.length - 1; return x; };
+      const field = guided(counting, [0], 5, { guidance: 3, from: first / 20, to: last / 20 });
+      await integrate(field, new Float32Array(1), timeGrid(10), solver);
+      out.guided[`${solver} ${first} ${last}`] = count;
+    }
 const strokes = [[0.25, 0.1, 0.25, 0.9], [0.5, 0.5]];
 out.ink = [...rasterise(strokes)];
 out.strokes = decodeStrokes(encodeStrokes(strokes));
@@ -239,6 +249,22 @@ def test_solvers_guidance_and_path_are_those_of_python(computed: dict[str, Any])
     for path in PATHS:
         expected = convert(make_path(path, 0.01), "velocity", "data", b, a, torch.tensor(0.4))
         assert np.allclose(computed["data"][path], expected, rtol=1e-4, atol=1e-4), path
+
+
+def test_an_interval_has_its_ends_whatever_float32_rounds(computed: dict[str, Any]) -> None:
+    """As many guided evaluations as in Python, for every interval of twentieths and ten steps."""
+    for words, count in computed["guided"].items():
+        solver, first, last = words.split()
+        rows: list[int] = []
+
+        def velocity(t: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows: list[int] = rows) -> torch.Tensor:
+            rows.append(len(x) - 1)
+            return x
+
+        interval = int(first) / 20, int(last) / 20
+        field = guided(velocity, torch.zeros(1, dtype=torch.int64), 5, Guidance(3.0, interval))
+        integrate(field, torch.zeros(1, 1), time_grid(10), solver)
+        assert count == sum(rows), words
 
 
 def test_a_drawing_becomes_an_image_as_mnist_has_it(computed: dict[str, Any]) -> None:
