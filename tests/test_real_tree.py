@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.paths import user_path
 from tests.conftest import ROOT, command, ran, run_in
 from tools.workspace import outs
 
@@ -70,3 +71,21 @@ def test_a_stage_in_a_sub_folder_of_a_repository_makes_none_of_its_own(project: 
     within = project.name == "größe"
     assert homes == [project.parent / ".dvc" if within else project / ".dvc"]
     assert (homes[0] / "tmp/lfm" / (project.name if within else "") / "fetch/lock").is_file()
+
+
+@pytest.mark.parametrize("place", ["", "larger/größe"])
+def test_a_relative_path_begins_in_the_project_where_dvc_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also in DVC's temporary workspaces, which lie elsewhere and have a `.dvc` of their own."""
+    temporary = tmp_path / ".dvc/tmp/exps/abc"
+    for root in (tmp_path, temporary):
+        (root / ".dvc").mkdir(parents=True, exist_ok=True)
+        (root / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path / place)
+    assert user_path("my/data").resolve() == tmp_path / place / "my/data"
+    assert user_path("/my/data").resolve() == Path("/my/data")
+    monkeypatch.chdir(temporary / place)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert user_path("my/data").resolve() == tmp_path / place / "my/data"
