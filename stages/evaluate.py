@@ -195,12 +195,13 @@ def main(context: Context) -> None:
     for name in few:
         result[f"fd_{name}_vs_floor"] = round(flows[name]["fd_vs_floor"], 3)
         result |= {f"accuracy_{name}": round(flows[name]["accuracy"], 2)} if labelled else {}
-    with context.publish("metrics") as part, context.publish("tables") as folder:
+    header = ["images", *flows["generated"]]
+    side_by_side: Table = header, [(name, *row.values()) for name, row in flows.items()]
+    with context.publish("metrics") as part:
         write_json(part, result)
-        header = ["images", *flows["generated"]]
-        side_by_side: Table = header, [(name, *row.values()) for name, row in flows.items()]
-        for name, table in (tables(findings, sets, near) | {"evaluations": side_by_side}).items():
-            write_csv(folder / f"{name}.csv", *table)
+        with context.publish("tables") as folder:
+            for name, table in (tables(findings, sets, near) | {"evaluations": side_by_side}).items():
+                write_csv(folder / f"{name}.csv", *table)
     for name, value in result.items():
         say(f"{name:>32} {value}")
     say(verdict(findings.conditions, findings.alarms))
