@@ -356,7 +356,8 @@ class LatentFlow:
         if s.steps not in self.flow_map.steps:
             accepted = ", ".join(map(str, self.flow_map.steps))
             raise ConfigError(f"steps is {s.steps}; with solver flow_map accepted: {accepted}")
-        for name in ["time_shift"] * (s.time_shift != 1) + guidance:
+        if refused := [*(["time_shift"] if s.time_shift != 1 else []), *guidance]:
+            name = refused[0]
             raise ConfigError(
                 f"{name} is {getattr(s, name)}; the solver flow_map takes none: leave it out, or name another solver"
             )

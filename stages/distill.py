@@ -56,12 +56,8 @@ class Teacher:
         p, rows = self.p, range(start, start + len(labels))
         x0 = random.moved(random.normal_rows(p.seed, "distill", rows, self.shape), self.device)
         y = torch.from_numpy(labels).to(self.device)
-        by_labels, by_weak = (
-            Guidance(scale, (first, last))
-            for scale, (first, last) in (
-                (p.guidance_scale, p.guidance_interval), (p.autoguidance_scale, p.autoguidance_interval)
-            )
-        )  # fmt: skip
+        (a, b), (c, d) = p.guidance_interval, p.autoguidance_interval
+        by_labels, by_weak = Guidance(p.guidance_scale, (a, b)), Guidance(p.autoguidance_scale, (c, d))
         velocity = guided(self.velocity, y, self.model.null_label, by_labels, self.weak, by_weak)
         with precision(p.precision, self.device):
             at = list(range(0, p.teacher_steps + 1, p.teacher_steps // p.evaluations))
