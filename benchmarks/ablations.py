@@ -1,14 +1,17 @@
-"""What was tried for the default flow: validation loss, and distance to the *validation* images, of variants trained for the
-same number of steps. The table stands in docs/ablations.md.
+"""What the flow's defaults rest on: each choice undone by itself, with several seeds, as validation loss and as distance to the
+*validation* images. The table stands in docs/ablations.md.
 
-After `dvc repro`: python -m benchmarks.ablations [NAME ...]
+After `dvc repro`: python -m benchmarks.ablations [--seeds 3] [--steps 1500] [--jobs 1] [NAME ...]
 """
 
+import argparse
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,25 +22,34 @@ from lfm.nets.classifier import Classifier, to_pixels
 from lfm.nets.weights import load_model
 from pipeline.artifacts import hdf5, images
 from pipeline.artifacts.files import read_json
+from tools.compare import compare, interval, spread
 from tools.workspace import make_workspace
 
 IMAGES, LATENTS = Path("data/images.h5"), Path("data/latents.h5")
 AUTOENCODER, CLASSIFIER, FLOW = (Path("models") / name for name in ("autoencoder", "classifier", "flow"))
 FOLDER = Path("ablations")
-FLOW_OF_4000 = (
-    "-S train.steps=4000 -S train.snapshots=[1] -S train.weak_steps=null -S sample.autoguidance_scale=1 "
-    "-S distill.autoguidance_scale=1"
+FLOW_ALONE = (
+    "-S train.snapshots=[1] -S train.weak_steps=null -S sample.autoguidance_scale=1 -S distill.autoguidance_scale=1"
 )
-OLD = "-S model.block=dit -S flow.times=stratified"
-VARIANTS = {
-    "dit": OLD,
-    "dit, gvp": f"{OLD} -S flow.path=gvp",
-    "dit, optimal transport": f"{OLD} -S flow.coupling=ot",
-    "dit, logit-normal": "-S model.block=dit",
-    "modern": "-S flow.times=stratified",
-    "modern, logit-normal": "",
+BASELINE = "params.yaml"
+VARIANTS = {  # flags, and how many of the steps: those of another size cost as many operations as the others
+    BASELINE: ("", 1.0),
+    "model.block: dit": ("-S model.block=dit", 1.0),
+    "flow.times: stratified": ("-S flow.times=stratified", 1.0),
+    "flow.path: gvp": ("-S flow.path=gvp", 1.0),
+    "flow.coupling: ot": ("-S flow.coupling=ot", 1.0),
+    "model.width: 192": ("-S model.width=192 -S model.heads=3", (128 / 192) ** 2),
+    "model.width: 96": ("-S model.width=96 -S model.heads=2", (128 / 96) ** 2),
+    "model.patch_size: 1": ("-S model.patch_size=1", 1 / 4),
 }
-GUIDANCE: list[tuple[float, tuple[float, float]]] = [(1.0, (0, 1)), (1.1, (0, 1)), (1.3, (0.4, 0.8))]
+
+
+class Figures(NamedTuple):
+    """Of one training."""
+
+    loss: float  # validation loss
+    distance: float  # to the validation images, in units of the floor
+    accuracy: float  # percent
 
 
 class Reference:
@@ -55,25 +67,27 @@ class Reference:
     def features(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.cat([self.classifier.features(to_pixels(part)) for part in torch.from_numpy(pictures).split(500)])
 
-    def cell(self, pictures: np.ndarray, labels: np.ndarray, split: str) -> str:
-        """Distance to real images in units of the floor, and how many labels are recognised."""
+    def measure(self, pictures: np.ndarray, labels: np.ndarray, split: str) -> tuple[float, float]:
+        """Distance to real images in units of the floor, and how many percent of the labels are recognised."""
         features = self.features(pictures)
         right = (self.classifier.head(features).argmax(1).numpy() == labels).mean()
-        return f"{frechet_distance(features, self.real[split]) / self.floor:.2f} × / {100 * right:.2f} %"
+        return frechet_distance(features, self.real[split]) / self.floor, 100 * float(right)
 
-    def of_generated(self, model: LatentFlow, scale: float, interval: tuple[float, float]) -> str:
-        """The same of as many generated images, against validation images."""
-        labels = self.labels["test"]
+    def cell(self, pictures: np.ndarray, labels: np.ndarray, split: str) -> str:
+        return "{:.2f} × / {:.2f} %".format(*self.measure(pictures, labels, split))
+
+    def generated(self, model: LatentFlow, scale: float = 1.0, interval: tuple[float, float] = (0, 1)) -> np.ndarray:
+        """As many images as there are of the test set, with its labels, in eight steps of the midpoint rule."""
         drawn = model.sample(
-            labels, seed=0, guidance_scale=scale, guidance_interval=interval, output_type="np", batch_size=500,
-            precision="auto",
+            self.labels["test"], seed=0, solver="midpoint", steps=8, guidance_scale=scale, guidance_interval=interval,
+            output_type="np", batch_size=500, precision="auto",
         )  # fmt: skip
-        return self.cell(np.asarray(drawn.images), labels, "validation")
+        return np.asarray(drawn.images)
 
 
-def train(name: str, flags: str, stages: Sequence[str], source: Path) -> tuple[Path, float]:
+def train(name: str, flags: str, stages: Sequence[str], source: Path, threads: int | None = None) -> Path:
     """Run some stages with changed parameters in a workspace of their own, on the artifact `source` of this one. Returns the
-    workspace, and the seconds of its last stage."""
+    workspace."""
     workspace, preset = FOLDER / name, FOLDER / f"{name}.preset"
     FOLDER.mkdir(exist_ok=True)
     preset.write_text(flags, encoding="utf-8")
@@ -81,27 +95,55 @@ def train(name: str, flags: str, stages: Sequence[str], source: Path) -> tuple[P
     (workspace / source).parent.mkdir(exist_ok=True)
     (workspace / source).unlink(missing_ok=True)
     (workspace / source).symlink_to(source.resolve())
-    seconds = 0.0
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     for stage in stages:
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=workspace, check=True)
-        seconds = time.monotonic() - began
-    return workspace, seconds
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=workspace, check=True, env=environment)
+    return workspace
+
+
+def figures(reference: Reference, name: str, steps: int, seed: int, threads: int) -> Figures:
+    """A variant, trained with a seed and measured without guidance."""
+    changes, share = VARIANTS[name]
+    flags = f"{FLOW_ALONE} -S train.steps={round(share * steps)} -S train.seed={seed} {changes}"
+    folder = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
+    workspace = train(folder, flags, ["train"], LATENTS, threads)
+    loss = read_json(workspace / FLOW / "record.json", validation_loss=float)["validation_loss"]
+    model = LatentFlow.from_pretrained(workspace / FLOW, autoencoder=AUTOENCODER)
+    return Figures(loss, *reference.measure(reference.generated(model), reference.labels["test"], "validation"))
 
 
 def header(*columns: str) -> None:
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+
+
+def row(name: str, of_seeds: Sequence[Figures], baseline: Sequence[Figures]) -> str:
+    """Mean ± sd over seeds of each figure, and behind loss and distance the difference to the baseline, paired by seed."""
+    cells = [name, str(len(of_seeds))]
+    for values, others in zip(zip(*of_seeds, strict=True), zip(*baseline, strict=True), strict=True):
+        cells.append(spread(values))
+        difference = compare([a - b for a, b in zip(values, others, strict=False)])
+        cells.append("" if name == BASELINE else f"{interval(difference)}: {difference.word(0)}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    reference = Reference()
-    header("variant", "seconds", "validation loss", *(f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE))
-    for name in sys.argv[1:] or VARIANTS:
-        workspace, seconds = train(name, f"{FLOW_OF_4000} {VARIANTS[name]}", ["train"], LATENTS)
-        loss = read_json(workspace / FLOW / "record.json", validation_loss=float)["validation_loss"]
-        model = LatentFlow.from_pretrained(workspace / FLOW, autoencoder=AUTOENCODER)
-        cells = " | ".join(reference.of_generated(model, *guidance) for guidance in GUIDANCE)
-        print(f"| {name} | {seconds:.0f} | {loss:.4f} | {cells} |", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant")
+    parser.add_argument("--steps", type=int, default=1500, help="of a training of the default's size")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(VARIANTS)}; all by default")
+    o = parser.parse_args()
+    names = [BASELINE, *(name for name in o.names or VARIANTS if name != BASELINE)]
+    threads = max(1, (os.cpu_count() or 1) // o.jobs)
+    torch.set_num_threads(threads)
+    reference, done = Reference(), dict[str, list[Future[Figures]]]()
+    with ThreadPoolExecutor(o.jobs) as pool:
+        for name in names:
+            done[name] = [pool.submit(figures, reference, name, o.steps, seed, threads) for seed in range(o.seeds)]
+        columns = ("validation loss", "distance", "accuracy, %")
+        header("variant", "seeds", *(cell for column in columns for cell in (column, "difference [95 %]")))
+        for name, runs in done.items():
+            print(row(name, [run.result() for run in runs], [run.result() for run in done[BASELINE]]), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import torch
 
-from benchmarks.ablations import AUTOENCODER, FLOW, FLOW_OF_4000, IMAGES, LATENTS, Reference, header, train
+from benchmarks.ablations import AUTOENCODER, FLOW, FLOW_ALONE, IMAGES, LATENTS, Reference, header, train
 from lfm.model import LatentFlow
 from lfm.psnr import psnr
 from pipeline.artifacts import hdf5, latents
@@ -29,13 +29,15 @@ def main() -> None:
     header("variant", "PSNR, dB", "reconstructed", *(f"g = {scale:g} in {interval}" for scale, interval in GUIDANCE))
     for name in sys.argv[1:] or VARIANTS:
         flags = " ".join(f"-S autoencoder.{flag}" for flag in ["source=train", *VARIANTS[name].split()])
-        workspace, _ = train(name, f"{FLOW_OF_4000} {flags}", ["autoencoder", "encode", "train"], IMAGES)
+        workspace = train(name, f"{FLOW_ALONE} -S train.steps=4000 {flags}", ["autoencoder", "encode", "train"], IMAGES)
         model = LatentFlow.from_pretrained(workspace / FLOW, autoencoder=workspace / AUTOENCODER)
         with hdf5.reading(workspace / LATENTS, latents.FORMAT) as file:
             mean = model.scale.normalise(torch.from_numpy(file.read("validation/mean")))
         decoded = np.asarray(model.decode(mean, "np", batch_size=500, precision="auto"))
         closeness = psnr(torch.from_numpy(images), torch.from_numpy(decoded))
-        cells = [reference.cell(decoded, labels, "test"), *(reference.of_generated(model, *g) for g in GUIDANCE)]
+        cells = [reference.cell(decoded, labels, "test")]
+        asked = reference.labels["test"]
+        cells += [reference.cell(reference.generated(model, *g), asked, "validation") for g in GUIDANCE]
         print(f"| {name} | {closeness:.2f} | {' | '.join(cells)} |", flush=True)
 
 
