@@ -43,7 +43,7 @@ def read_entry(name: str, file: Path = PIPELINE) -> Entry:
     stages = load_yaml(file.read_text(encoding="utf-8"))["stages"]
     if name not in stages:
         raise UserError(f"{file}: has no stage '{name}'; it has {', '.join(stages)}")
-    stage = stages[name]
+    stage = stages[name].get("do", stages[name])  # of a template, `foreach` … `do`
     sections: dict[str, Path] = {}
     for item in stage.get("params", []):
         for path, names in item.items() if isinstance(item, dict) else [(PARAMS, [item])]:

@@ -17,8 +17,11 @@ from dvc.repo import Repo
 from pipeline.params import load_yaml
 from tests.conftest import ROOT, STAGES, arguments, edited
 
-SWEEPS: dict[str, Any] = yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"]
-POINTS = {"cost", "adaptive", "guidance"}
+SWEEPS: dict[str, Any] = {
+    name: stage.get("do", stage)
+    for name, stage in yaml.safe_load((ROOT / "sweeps/dvc.yaml").read_text())["stages"].items()
+}
+POINTS = {"cost", "guidance"}
 PACKAGES = ("lfm", "pipeline", "stages", "sweeps", "tools")
 TRAININGS = {"autoencoder", "encode", "classifier", "second_classifier", "train"}  # and what takes as long
 
@@ -68,7 +71,7 @@ TABLE = {
     "pipeline.training.order": "autoencoder encode classifier second_classifier train distill sample likelihood",
     **{f"stages.{stage}": stage for stage in ALL.split() if stage != "second_classifier"},
     "stages.classifier": "classifier second_classifier",
-    "sweeps.point": " | points",
+    "sweeps.points": " | points",
     "sweeps.report": " | report",
 }
 # What can't change a result, so that no stage depends on it.
@@ -144,7 +147,7 @@ def test_a_stage_depends_on_a_module_where_the_table_says_so(module: str) -> Non
 @pytest.mark.parametrize(
     ("stage", "module"),
     [(STAGES[name], arguments(name)[1]) for name in STAGES]
-    + [(SWEEPS[name], "sweeps.report" if name == "report" else "sweeps.point") for name in SWEEPS],
+    + [(SWEEPS[name], "sweeps.report" if name == "report" else "sweeps.points") for name in SWEEPS],
     ids=[*STAGES, *(f"sweeps {name}" for name in SWEEPS)],
 )
 def test_deps_cover_what_a_stage_imports_and_nothing_else(stage: dict[str, Any], module: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.page.html import ENVIRONMENT, page
 from pipeline.page.pictures import Picture, strip
 from pipeline.params import load_params
 from stages import evaluate, report
-from sweeps.point import changed
+from sweeps.points import of_scale, of_solver
 from tests.conftest import ROOT, command, context
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -114,7 +114,7 @@ def test_parts_of_the_page() -> None:
 
 
 def test_a_chart_has_labels_inside_it_and_distinct_lines(view: Any) -> None:
-    names = ("dopri5", "euler", "euler_maruyama", "heun", "midpoint", "rk4")
+    names = ("dopri5", "euler", "euler_maruyama", "flow_map", "heun", "midpoint", "rk4")
     lines = {name: ([5.0, 50_000.0], [0.0001, 0.5 + i]) for i, name in enumerate(names)}
     svg = chart(lines, "transformer passes per image", "Fréchet distance", True, True, True, (50.0, 0.2),
                 ("real images", 0.0001))  # fmt: skip
@@ -140,8 +140,8 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
                     dirs_exist_ok=True)  # fmt: skip
     shutil.copytree(ROOT / ".dvc/plots", copy / ".dvc/plots")
     small = (ROOT / "sweeps/dvc.yaml").read_text()
-    for key, few in {"solver": "euler", "tolerance": "0.1", "evaluations": "4", "scale": "default"}.items():
-        small = re.sub(rf"( {key}): \[.*\]", rf"\1: [{few}]", small)
+    small = re.sub(r"      \w+: (4 8 16 32|1 2 4)\n", "", small.replace("euler: 4 8 16 32", "euler: 4", 1))
+    small = small.replace("dopri5: 0.1 0.03 0.01 0.003", "dopri5: 0.1").replace("0 0.5 1 1.5 2 default 4 6", "default")
     (copy / "sweeps/dvc.yaml").write_text(small)
     assert "Running stage" not in command("dvc", "repro", cwd=copy).stdout
     result = command("dvc", "repro", "sweeps/dvc.yaml", cwd=copy)
@@ -163,9 +163,11 @@ def test_a_sweep_runs_apart_from_the_pipeline(tiny: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [("rk4 6 default", "solver 'rk4' with 6 evaluations"), ("dopri5 6 default", "rtol is 6.0"),
-     ("default default -1", "guidance_scale is -1.0")],
+    [("rk4 6", "solver 'rk4' with 6 evaluations"), ("lsoda 6", "solver 'lsoda' with 6"), ("euler ²", "solver 'euler' with ²"),
+     ("dopri5 6", "rtol is 6.0"), ("dopri5 few", "could not convert"), ("-1", "guidance_scale is -1.0"),
+     ("much", "could not convert")],
 )  # fmt: skip
 def test_a_bad_point_is_an_error(words: str, key: str) -> None:
+    of = of_solver if " " in words else of_scale
     with pytest.raises(UserError, match=f"^sweeps/dvc.yaml: {key}"):
-        changed(Sampler(), *words.split())
+        of(Sampler(), *words.split())
