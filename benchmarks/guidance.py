@@ -1,7 +1,7 @@
-"""What guidance does: distance to the *validation* images, by both classifiers and in pixels, for scales and intervals of
-classifier-free guidance and of autoguidance. The table stands in docs/ablations.md.
+"""What guidance does, and how few evaluations the flow can do with: distance to the *validation* images, by both classifiers and
+in pixels, for scales and intervals of classifier-free guidance and of autoguidance. The tables stand in docs/ablations.md.
 
-After `dvc repro`: python -m benchmarks.guidance [NUMBER ...], of the rows, by default all
+After `dvc repro`: python -m benchmarks.guidance [scales | few] [NUMBER ...], of the rows, by default all
 """
 
 import sys
@@ -22,10 +22,10 @@ from pipeline.params import load_params
 
 MODELS = Path("models")
 CLASSIFIERS = ("classifier", "second_classifier")
-NO = {"guidance_scale": 1.0, "autoguidance_scale": 1.0}
-CFG = {"guidance_scale": 2.2, "guidance_interval": (0.5, 0.9)}
-AUTO = {"autoguidance_scale": 2.0, "autoguidance_interval": (0, 1)}
-ROWS: list[dict[str, Any]] = [
+NO: dict[str, Any] = {"guidance_scale": 1.0, "autoguidance_scale": 1.0}
+CFG: dict[str, Any] = {"guidance_scale": 2.2, "guidance_interval": (0.5, 0.9)}
+AUTO: dict[str, Any] = {"autoguidance_scale": 2.0, "autoguidance_interval": (0, 1)}
+SCALES: list[dict[str, Any]] = [
     NO,
     NO | {"guidance_scale": 3.0, "guidance_interval": (0.6, 0.9)},
     NO | AUTO,
@@ -35,7 +35,31 @@ ROWS: list[dict[str, Any]] = [
     AUTO | CFG | {"guidance_scale": 2.0, "autoguidance_scale": 1.5},
     AUTO | CFG | {"guidance_scale": 2.0, "autoguidance_interval": (0, 0.5)},
 ]
+
+
+def few(steps: int, solver: str = "midpoint", **guidance: Any) -> dict[str, Any]:
+    """A row: no guidance but what is given."""
+    return NO | {"solver": solver, "steps": steps} | guidance
+
+
+FEW = [
+    few(2),
+    few(2, guidance_scale=1.5, guidance_interval=(0.7, 0.8)),
+    few(2, guidance_scale=1.5, guidance_interval=(0.7, 0.8), autoguidance_scale=2.0, autoguidance_interval=(0.2, 0.8)),
+    few(3),
+    few(3, guidance_scale=1.5, guidance_interval=(0.8, 0.9)),
+    few(3, guidance_scale=1.5, guidance_interval=(0.8, 0.9), **AUTO),
+    few(4),
+    few(4, guidance_scale=1.9, guidance_interval=(0.6, 0.9)),
+    few(4, guidance_scale=1.9, guidance_interval=(0.5, 0.9), autoguidance_scale=2.0, autoguidance_interval=(0, 0.5)),
+    few(4, guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
+    few(8, "euler", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
+    few(4, "heun", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
+    few(2, "rk4", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
+]
+TABLES = {"scales": SCALES, "few": FEW}
 COLUMNS = (
+    "solver",
     "guidance",
     "autoguidance",
     "distance",
@@ -62,7 +86,8 @@ def main() -> None:
     labels = real["test"][1]
 
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for row in [ROWS[int(n)] for n in sys.argv[1:]] or ROWS:
+    table, *numbers = sys.argv[1:] or ["scales"]
+    for row in [TABLES[table][int(n)] for n in numbers] or TABLES[table]:
         sampler = model.sampler._replace(**row)
         drawn = model.sample(labels, seed=0, sampler=sampler, output_type="np", batch_size=500, precision="auto")
         generated = np.asarray(drawn.images)
@@ -74,7 +99,8 @@ def main() -> None:
         first, second = (ruled[name] for name in CLASSIFIERS)
         in_pixels = frechet(moments(components.transform(flat(generated))), pixels["validation"])
         nearby = manifolds(views["classifier"]["validation"].features, seen["classifier"].features, p.neighbours)
-        cells = [
+        cells = [f"{sampler.solver} {sampler.steps}"]
+        cells += [
             f"{guidance.scale:g} in {[*guidance.interval]}" if guidance.scale != 1 else "none"
             for guidance in (sampler.by_labels, sampler.by_weak)
         ]

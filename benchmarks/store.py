@@ -64,7 +64,7 @@ def epoch(megabytes: int) -> None:
     print(f"{rows / alone:,.0f} | {rows / drawn:,.0f}")
 
 
-def watched(words: list[str], folder: Path) -> tuple[str, float, float]:
+def watched(words: list[str], folder: Path | None = None) -> tuple[str, float, float]:
     """What a command printed, its seconds, and its peak memory in MB."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *words], cwd=folder, stdout=subprocess.PIPE, text=True)
