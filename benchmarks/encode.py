@@ -13,6 +13,7 @@ import torch
 from benchmarks.measure import alternate, options, ratio, report
 from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, images
+from pipeline.machine.device import device
 from pipeline.machine.scratch import Scratch
 from pipeline.params import load_params
 from pipeline.progress import Progress
@@ -26,7 +27,7 @@ ROWS = 20_000
 def main() -> None:
     o, p = options(__doc__).parse_args(), load_params().encode
     with hdf5.reading(IMAGES, images.FORMAT) as file, tempfile.TemporaryDirectory(dir=".") as folder:
-        encoder = Encoder(AUTOENCODER, p, file)
+        encoder = Encoder(AUTOENCODER, p, file, device())
         rows = min(ROWS, file.shape("train/labels")[0]) // p.batch_size * p.batch_size
         pictures = torch.from_numpy(file.read("train/images", 0, rows))
         turns = itertools.count()

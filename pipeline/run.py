@@ -11,10 +11,11 @@ dependency of its dvc.yaml is called latents.
 """
 
 import errno
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +27,12 @@ from lfm.errors import ConfigError
 from pipeline import PARENT
 from pipeline.entry import PIPELINE, Entry, read_entry
 from pipeline.errors import UserError
-from pipeline.machine import scratch
+from pipeline.machine import ranks, scratch
 from pipeline.machine.device import device
 from pipeline.machine.fingerprint import Fingerprint
-from pipeline.machine.process import alone, end_with_parent, ending_by_signal
+from pipeline.machine.process import alone, die_with, end_with_parent, ending_by_signal
 from pipeline.machine.publish import replacing
+from pipeline.machine.ranks import Place, Ranks
 from pipeline.machine.scratch import Scratch
 from pipeline.params import Params
 from pipeline.paths import dvc_root, scratch_home
@@ -50,18 +52,30 @@ WAYS_OUT = {
 }  # of errors of the machine
 
 
+Make = Callable[[], dict[str, np.ndarray]]
+KEY = "scratch folder"  # what rank 0 tells the others
+
+
 class Context:
     """Parameters, inputs, outputs, scratch and progress of one stage.
+
+    Several processes may share its work, each with a context of its own: see `ranks`. All but rank 0 follow: they read what it
+    keeps, show nothing, and end where it publishes.
 
     Args:
         entry: the stage as dvc.yaml describes it.
         params: all of params.yaml.
         fingerprint: what the result follows from; None for tests that call a `main` of their own: then nothing is kept in
             scratch, and nothing is compared before publishing.
+        place: of this process among those that share the stage.
     """
 
-    def __init__(self, entry: Entry, params: Params, fingerprint: Fingerprint | None = None) -> None:
+    def __init__(
+        self, entry: Entry, params: Params, fingerprint: Fingerprint | None = None, place: Place | None = None
+    ) -> None:
         self.entry, self.params, self.fingerprint = entry, params, fingerprint
+        self.place = place or Place()
+        self.leads = self.place.rank == 0
         self._exit = ExitStack()
 
     @classmethod
@@ -80,7 +94,10 @@ class Context:
     @contextmanager
     def publish(self, output: str | Path) -> Iterator[Path]:
         """A temporary name to write an output to, a file or a folder to fill. It takes the output's place when the block ends
-        well and nothing that the stage started from was edited meanwhile, and vanishes otherwise."""
+        well and nothing that the stage started from was edited meanwhile, and vanishes otherwise. A process that follows ends
+        here."""
+        if not self.leads:
+            sys.exit(0)
         path = self.output(output) if isinstance(output, str) else output
         with replacing(path, self.fingerprint.check if self.fingerprint else lambda: None) as part:
             yield part
@@ -88,17 +105,40 @@ class Context:
     @cached_property
     def scratch(self) -> Scratch:
         """Where unfinished work survives the process."""
+        if not self.leads:
+            return Scratch(scratch.home() / self.entry.name / self.ranks.tell(KEY, ""), self.entry.name)
         if self.fingerprint is None:
             return Scratch()
         return self._exit.enter_context(scratch.opened(self.entry.name, self.fingerprint.key()))
 
-    def part(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    @cached_property
+    def ranks(self) -> Ranks:
+        """This process and those that share the stage's work. Asked for the first time, it starts or awaits the others."""
+        if self.leads and self.fingerprint is None:
+            return Ranks()
+        folder = self.scratch.folder if self.leads else None  # in order before another process looks into it
+        joined = self._exit.enter_context(ranks.joined(self.place, self.device))
+        if folder is not None:
+            joined.tell(KEY, folder.name)
+        return joined
+
+    def share(self, parts: Mapping[str, Make], what: str) -> None:
+        """Make all of these parts, which `part` then finds, each process some of them. With a single process `part` makes them."""
+        if self.ranks.size > 1:
+            mine = [*parts][self.ranks.rank :: self.ranks.size]
+            with self.progress(len(mine), f"{what}, 1 of {self.ranks.size}", "part") as progress:
+                for name in mine:
+                    self.part(name, parts[name])
+                    progress.advance()
+            self.ranks.wait()
+
+    def part(self, name: str, make: Make) -> dict[str, np.ndarray]:
         """What `make` returns, or what it returned under this name before the process was killed."""
         return self.scratch.part(name, make)
 
     def progress(self, total: int, what: str, unit: str, done: int = 0) -> Progress:
         """Progress on stderr, where params.yaml wants it; `done` of it before."""
-        return Progress(total, what, unit, self.params.runtime.progress, done)
+        return Progress(total, what, unit, self.params.runtime.progress and self.leads, done)
 
     def live(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[float]]) -> Live:
         """A table, live/NAME.csv, that grows while the stage runs; `rows` are those of an earlier process."""
@@ -107,7 +147,7 @@ class Context:
     @cached_property
     def device(self) -> torch.device:
         """Where models run."""
-        return device()
+        return device(self.place.local)
 
     def __enter__(self) -> "Context":
         return self
@@ -130,12 +170,31 @@ def run(main: Callable[[Context], None], name: str | None = None, pipeline: Path
             raise UserError(f"{Path.cwd()}: stages run in the project's root, and this one's code is in {root}; {way}")
         end_with_parent(PARENT)
         entry = read_entry(name or _asked_for() or Path(main.__code__.co_filename).stem, pipeline)
-        params = entry.params()
+        params, place = entry.params(), ranks.place()
+        if place.rank > 0:
+            follow(main, Context(entry, params, place=place))
+            return
         with alone(scratch_home(dvc_root()) / entry.name / "lock"):
             fingerprint = Fingerprint(entry, params)
-            with Context(entry, params, fingerprint) as context:
+            with Context(entry, params, fingerprint, place) as context:
                 main(context)
             fingerprint.check()
+
+
+def follow(main: Callable[[Context], None], context: Context) -> None:
+    """Call a stage's main in a process that helps rank 0. Its errors name it; that it lost the others is none of its own."""
+    die_with(PARENT)
+    log.setLevel(logging.ERROR)
+    try:
+        with context:
+            main(context)
+    except ranks.Lost:
+        sys.exit(2)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        raise UserError(f"{context.place}: {line}") from error
 
 
 def _asked_for() -> str | None:

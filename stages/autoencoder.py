@@ -26,6 +26,7 @@ from pipeline.training.checkpoint import State
 from pipeline.training.init import begin_with, check_digest, init_folder
 from pipeline.training.loop import Loop, compiled
 from pipeline.training.order import batch_rows
+from pipeline.training.together import mean, shared
 
 Curves = list[tuple[float, ...]]
 
@@ -42,6 +43,7 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
     latent = (p.batch_size, *coder.latent)
     loss_of = partial(autoencoder.loss, model, kl_weight=p.kl_weight)
     loss_of = compiled(loss_of, "autoencoder", device) if p.compile else loss_of
+    loss_of = shared(loss_of, model, context.ranks, "autoencoder", p.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.99), weight_decay=0.01, fused=True)
     curves: Curves = []
     loop = Loop(
@@ -60,7 +62,8 @@ def train(context: Context, pictures: Tensor) -> tuple[ImageAutoencoder, Curves]
         optimizer.step()
         if step % 50 == 0 or step == p.steps - 1:
             read = loop.checked(loss, step, curves)
-            curves.append((step, read, squared.item(), kl.item() / noise[0].numel()))
+            squared_error, nats = (mean(value, context.ranks) for value in (squared, kl))
+            curves.append((step, read, squared_error, nats / noise[0].numel()))
     model.eval().requires_grad_(False)
     return coder, curves
 

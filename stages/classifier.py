@@ -1,5 +1,7 @@
 """The classifier in whose features all metrics are computed → models/classifier/."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ from pipeline.run import Context, run
 from pipeline.training.checkpoint import State
 from pipeline.training.loop import Loop
 from pipeline.training.order import batch_rows
+from pipeline.training.together import shared
 
 Curve = list[tuple[int, float]]
 
@@ -27,6 +30,11 @@ def accuracy(model: Classifier, pictures: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         guesses = [model(to_pixels(part)).argmax(1) for part in pictures.split(500)]
     return float((torch.cat(guesses) == labels).float().mean())
+
+
+def loss(model: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with smoothed labels, a mean over the batch."""
+    return F.cross_entropy(model(pixels).float(), labels, label_smoothing=0.05)
 
 
 def section(context: Context) -> ClassifierParams:
@@ -40,6 +48,7 @@ def train(context: Context, pictures: Tensor, labels: Tensor, classes: int) -> t
     p, device = section(context), pictures.device
     torch.manual_seed(random.torch_seed(p.seed, "classifier"))
     model = Classifier(pictures.shape[1], classes, p.body, pictures.shape[2:]).to(device)
+    loss_of = shared(partial(loss, model), model, context.ranks, context.entry.name, p.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, weight_decay=0.02)
     curve: Curve = []
     loop = Loop(
@@ -51,12 +60,12 @@ def train(context: Context, pictures: Tensor, labels: Tensor, classes: int) -> t
         u = random.moved(random.uniform(p.seed, "augmentation", step, (p.batch_size, 5)), device)
         pixels = distorted(to_pixels(pictures[rows]), u)
         with precision(p.precision, device):
-            loss = F.cross_entropy(model(pixels).float(), labels[rows], label_smoothing=0.05)
+            value = loss_of(pixels, labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         if step % 50 == 0 or step == p.steps - 1:
-            curve.append((step, loop.checked(loss, step, curve)))
+            curve.append((step, loop.checked(value, step, curve)))
     return model.eval(), curve
 
 

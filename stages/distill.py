@@ -27,6 +27,7 @@ from pipeline.training.ahead import ahead
 from pipeline.training.checkpoint import State
 from pipeline.training.loop import Loop, compiled
 from pipeline.training.order import batch_rows
+from pipeline.training.together import shared
 
 TOGETHER = 1000  # noises that the teacher integrates at a time
 LARGEST = 60_000  # of a float16
@@ -70,11 +71,13 @@ class Teacher:
 def pairs(context: Context, teacher: Teacher, labels: np.ndarray) -> Tensor:
     """The states of all pairs, made batch by batch: (pairs, evaluations + 1, c, h, w) float16."""
     made = []
+    starts = range(0, len(labels), TOGETHER)
+    parts = {f"pairs-{i}": partial(teacher.states, labels[i : i + TOGETHER], i) for i in starts}
+    context.share(parts, "distill, pairs")
     with context.progress(len(labels), "distill, pairs", "pair") as progress:
-        for start in range(0, len(labels), TOGETHER):
-            some = labels[start : start + TOGETHER]
-            made.append(context.part(f"pairs-{start}", partial(teacher.states, some, start))["states"])
-            progress.advance(len(some))
+        for name, make in parts.items():
+            made.append(context.part(name, make)["states"])
+            progress.advance(len(made[-1]))
     return torch.from_numpy(np.concatenate(made))
 
 
@@ -113,6 +116,7 @@ def train(context: Context, teacher: Teacher, states: Tensor, labels: Tensor) ->
     ema = EMA(model)
     loss_of = partial(jump_loss, model)
     loss_of = compiled(loss_of, "distill", device) if p.compile else loss_of
+    loss_of = shared(loss_of, model, context.ranks, "distill", p.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), p.learning_rate, (0.9, 0.95), weight_decay=0.01, fused=True)
     curve: Curve = []
     loop = Loop(

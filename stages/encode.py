@@ -16,12 +16,10 @@ from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, images, latents
 from pipeline.artifacts.hdf5 import SPLITS, ArrayFile, ArrayWriter
 from pipeline.errors import UserError
-from pipeline.machine import ranks
-from pipeline.machine.device import device
 from pipeline.machine.scratch import Scratch
 from pipeline.params import EncodeParams
 from pipeline.progress import Progress
-from pipeline.run import Context, one_line, run
+from pipeline.run import Context, run
 from pipeline.training.order import BLOCK
 
 BATCHES = 8  # a part is so many
@@ -40,22 +38,12 @@ class Part(NamedTuple):
         return f"{self.split}-{self.start}"
 
 
-class Worker(NamedTuple):
-    """What another process needs of the context."""
-
-    p: EncodeParams
-    images: Path
-    autoencoder: Path
-    scratch: Scratch
-    show: bool
-
-
 class Encoder:
-    """The autoencoder on one process's device, and the images that it is given."""
+    """The autoencoder on a device, and the images that it is given."""
 
-    def __init__(self, folder: Path, p: EncodeParams, pictures: ArrayFile, rank: int = 0) -> None:
+    def __init__(self, folder: Path, p: EncodeParams, pictures: ArrayFile, device: torch.device) -> None:
         _, channels, *size = pictures.shape("train/images")
-        self.folder, self.p, self.pictures, self.device = folder, p, pictures, device(rank)
+        self.folder, self.p, self.pictures, self.device = folder, p, pictures, device
         self.coder = ImageAutoencoder(autoencoder.load(folder), channels, (size[0], size[1])).to(self.device)
 
     @torch.inference_mode()
@@ -85,20 +73,6 @@ def parts(lengths: dict[str, int], batch: int) -> list[Part]:
     """All parts of all splits, in order."""
     step = BATCHES * batch
     return [Part(split, i, min(i + step, n)) for split, n in lengths.items() for i in range(0, n, step)]
-
-
-def work(rank: int, processes: int, job: Worker, todo: list[Part]) -> None:
-    """One process's share of the parts, into the scratch folder."""
-    mine = todo[rank::processes]
-    show = job.show and rank == 0
-    with (
-        hdf5.reading(job.images, images.FORMAT) as pictures,
-        Progress(rows(mine), f"encode, 1 of {processes}", "image", show) as progress,
-    ):
-        encoder = Encoder(job.autoencoder, job.p, pictures, rank)
-        for part in mine:
-            job.scratch.part(part.name, partial(encoder.moments, part))
-            progress.advance(part.stop - part.start)
 
 
 def assemble(todo: list[Part], encoder: Encoder, out: ArrayWriter, scratch: Scratch, progress: Progress) -> np.ndarray:
@@ -138,10 +112,8 @@ def main(context: Context) -> None:
     with hdf5.reading(context.input("images"), images.FORMAT) as pictures:
         lengths = {split: pictures.shape(f"{split}/labels")[0] for split in SPLITS}
         todo = parts(lengths, p.batch_size)
-        if ranks.processes() > 1:
-            worker = Worker(p, context.input("images"), folder, context.scratch, context.params.runtime.progress)
-            ranks.run_all(work, one_line, worker, todo)
-        encoder = Encoder(folder, p, pictures)
+        encoder = Encoder(folder, p, pictures, context.device)
+        context.share({part.name: partial(encoder.moments, part) for part in todo}, "encode")
         named = encoder.coder.scale() if p.scale == "config" else None
         with context.publish("latents") as part, hdf5.writing(part) as out:
             with context.progress(rows(todo), "encode", "image") as progress:

@@ -31,11 +31,13 @@ def of_rows(model: LatentFlow, file: hdf5.ArrayFile, rows: range, p: LikelihoodP
 def log_likelihoods(context: Context, model: LatentFlow, file: hdf5.ArrayFile, n: int) -> np.ndarray:
     """Of the first n test images, batch by batch: log p(x1 | y) in nats (n,)."""
     p, nats = context.params.likelihood, []
+    batches = (range(start, min(start + p.batch_size, n)) for start in range(0, n, p.batch_size))
+    parts = {f"images-{rows.start}": partial(of_rows, model, file, rows, p) for rows in batches}
+    context.share(parts, "likelihood")
     with context.progress(n, "likelihood", "image") as progress:
-        for start in range(0, n, p.batch_size):
-            rows = range(start, min(start + p.batch_size, n))
-            nats.append(context.part(f"images-{start}", partial(of_rows, model, file, rows, p))["nats"])
-            progress.advance(len(rows))
+        for name, make in parts.items():
+            nats.append(context.part(name, make)["nats"])
+            progress.advance(len(nats[-1]))
     return np.concatenate(nats)
 
 

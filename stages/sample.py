@@ -1,7 +1,8 @@
 """Noise integrated to latents and decoded, real images through the autoencoder, and through their noise → data/samples.h5;
 and the model that drew them, complete → models/latent_flow/."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pipeline.artifacts.flow import check_guidance
 from pipeline.errors import UserError
 from pipeline.params import SampleParams
 from pipeline.progress import Progress
-from pipeline.run import Context, run
+from pipeline.run import Context, Make, run
 
 REAL = ("validation", "test")
 CLASSES_SHOWN = 16  # classes, at most, of which pictures are made: class transfer takes their square
@@ -47,8 +48,8 @@ def batches(n: int, size: int) -> list[np.ndarray]:
 class Stage:
     """What every part of samples.h5 needs."""
 
-    def __init__(self, context: Context, model: LatentFlow, file: hdf5.ArrayFile, out: hdf5.ArrayWriter) -> None:
-        self.context, self.model, self.file, self.out = context, model, file, out
+    def __init__(self, context: Context, model: LatentFlow, file: hdf5.ArrayFile) -> None:
+        self.context, self.model, self.file = context, model, file
         self.p, self.labels = context.params.sample, file.read("test/labels")
         self.pictured = np.unique(self.labels)[:CLASSES_SHOWN]  # the classes of which pictures are made
 
@@ -56,57 +57,77 @@ class Stage:
         size = batch_size or len(x)
         return np.asarray(self.model.decode(x, "np", batch_size=size, precision=self.p.precision))
 
-    def generate(self, progress: Progress) -> float:
+    @cached_property
+    def few(self) -> list[Sampler]:
+        """The flow map, in each number of evaluations that it is made for."""
+        assert self.model.flow_map is not None
+        return [Sampler("flow_map", steps=n) for n in self.model.flow_map.steps]
+
+    @cached_property
+    def rows(self) -> dict[str, list[np.ndarray]]:
+        """Of everything that is made batch by batch: its rows, a batch each."""
+        drawn = ["generated", *(f"few-{sampler.steps}" for sampler in self.few)]
+        lengths = dict.fromkeys(drawn, len(self.labels)) | {s: self.file.shape(f"{s}/labels")[0] for s in REAL}
+        return {name: batches(n, self.p.batch_size) for name, n in lengths.items()}
+
+    @cached_property
+    def parts(self) -> dict[str, Make]:
+        """What makes each of these batches."""
+        makes: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
+            "generated": partial(draw, self.model, self.p, self.labels),
+            **{f"few-{s.steps}": partial(draw, self.model, self.p, self.labels, chosen=s) for s in self.few},
+            **{split: partial(self.decoded, split) for split in REAL},
+        }
+        return {f"{name}-{r[0]}": partial(makes[name], r) for name, rows in self.rows.items() for r in rows}
+
+    def part(self, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self.context.part(f"{name}-{rows[0]}", self.parts[f"{name}-{rows[0]}"])
+
+    def generate(self, out: hdf5.ArrayWriter, progress: Progress) -> float:
         """An image for each label. Returns how often each went through the transformer."""
-        self.out.add("generated/labels", self.labels)
-        self.out.create("generated/images", (len(self.labels), *self.model.image_shape), np.uint8)
+        out.add("generated/labels", self.labels)
+        out.create("generated/images", (len(self.labels), *self.model.image_shape), np.uint8)
         passes = []
-        for rows in batches(len(self.labels), self.p.batch_size):
-            part = self.context.part(f"generated-{rows[0]}", partial(draw, self.model, self.p, self.labels, rows))
-            self.out.put("generated/images", rows[0], part["images"])
+        for rows in self.rows["generated"]:
+            part = self.part("generated", rows)
+            out.put("generated/images", rows[0], part["images"])
             passes.append(float(part["passes"]))
             progress.advance(len(rows))
         return float(np.mean(passes))
 
-    def generate_few(self, progress: Progress) -> None:
+    def generate_few(self, out: hdf5.ArrayWriter, progress: Progress) -> None:
         """The same noises and labels with the flow map, in each number of evaluations that it is made for."""
-        assert self.model.flow_map is not None
-        numbers = self.model.flow_map.steps
-        samplers = [Sampler("flow_map", steps=n) for n in numbers]
-        self.out.add("few/evaluations", np.array(numbers))
-        self.out.create("few/images", (len(self.labels), len(numbers), *self.model.image_shape), np.uint8)
-        for rows in batches(len(self.labels), self.p.batch_size):
-            drawn = [
-                self.context.part(f"few-{s.steps}-{rows[0]}", partial(draw, self.model, self.p, self.labels, rows, s))
-                for s in samplers
-            ]
-            self.out.put("few/images", rows[0], np.stack([part["images"] for part in drawn], 1))
+        out.add("few/evaluations", np.array([sampler.steps for sampler in self.few]))
+        out.create("few/images", (len(self.labels), len(self.few), *self.model.image_shape), np.uint8)
+        for rows in self.rows["generated"]:
+            drawn = [self.part(f"few-{sampler.steps}", rows) for sampler in self.few]
+            out.put("few/images", rows[0], np.stack([part["images"] for part in drawn], 1))
             progress.advance(len(rows))
 
-    def reconstruct(self, progress: Progress) -> None:
+    def reconstruct(self, out: hdf5.ArrayWriter, progress: Progress) -> None:
         """Real images through the autoencoder: the mean of each posterior, decoded."""
         for split in REAL:
-            mean = self.file.read(f"{split}/mean")
-            self.out.create(f"reconstructed/{split}", (len(mean), *self.model.image_shape), np.uint8)
-            for rows in batches(len(mean), self.p.batch_size):
-                part = self.context.part(f"{split}-{rows[0]}", partial(self.decoded, mean[rows]))
-                self.out.put(f"reconstructed/{split}", rows[0], part["images"])
+            n = self.file.shape(f"{split}/labels")[0]
+            out.create(f"reconstructed/{split}", (n, *self.model.image_shape), np.uint8)
+            for rows in self.rows[split]:
+                out.put(f"reconstructed/{split}", rows[0], self.part(split, rows)["images"])
                 progress.advance(len(rows))
 
-    def decoded(self, mean: np.ndarray) -> dict[str, np.ndarray]:
-        return {"images": self.decode(self.model.scale.normalise(torch.from_numpy(mean)), self.p.batch_size)}
+    def decoded(self, split: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        mean = torch.from_numpy(self.file.read(f"{split}/mean", rows[0], rows[-1] + 1))
+        return {"images": self.decode(self.model.scale.normalise(mean), self.p.batch_size)}
 
-    def trajectories(self) -> None:
+    def trajectories(self, out: hdf5.ArrayWriter) -> None:
         """The first noise of each class, decoded at the grid's times nearest to those asked for."""
         p, first = self.p, np.array([np.flatnonzero(self.labels == label)[0] for label in self.pictured])
         drawn = self.model.sample(
             self.labels[first] if self.model.classes else None, 1 if self.model.classes else len(first), seed=p.seed,
             rows=first, return_path=p.trajectory_times, output_type="np", batch_size=len(first), precision=p.precision,
         )  # fmt: skip
-        self.out.add("trajectories/times", np.array(drawn.times))
-        self.out.add("trajectories/images", np.stack([np.asarray(images) for images in drawn.path or []]))
+        out.add("trajectories/times", np.array(drawn.times))
+        out.add("trajectories/images", np.stack([np.asarray(images) for images in drawn.path or []]))
 
-    def through_noise(self) -> float:
+    def through_noise(self, out: hdf5.ArrayWriter) -> float:
         """Inversion, interpolation and class transfer of a test image of each class. Returns the largest error of a latent
         after the way to its noise and back."""
         model, steps, mean = self.model, self.p.inversion_steps, self.file.read("test/mean")
@@ -125,12 +146,12 @@ class Stage:
             if model.classes
             else [model.generate(x0, steps=steps, output_type="latent")]
         )
-        self.out.add("inversion/rows", first)
-        self.out.add("inversion/decoded", self.decode(x1))
-        self.out.add("inversion/returned", self.decode(back))
-        self.out.add("interpolations/images", self.columns(between))
-        self.out.add("transfer/targets", targets)
-        self.out.add("transfer/images", self.columns(moved))
+        out.add("inversion/rows", first)
+        out.add("inversion/decoded", self.decode(x1))
+        out.add("inversion/returned", self.decode(back))
+        out.add("interpolations/images", self.columns(between))
+        out.add("transfer/targets", targets)
+        out.add("transfer/images", self.columns(moved))
         return float((back - x1).abs().max())
 
     def columns(self, latents: list[torch.Tensor]) -> np.ndarray:
@@ -149,19 +170,22 @@ def main(context: Context) -> None:
     with (
         hdf5.reading(context.input("latents"), latents.FORMAT) as file,
         hdf5.reading(flow / "progress.h5", snapshots.FORMAT) as states,
-        context.publish("samples") as part,
-        context.publish("latent_flow") as folder,
     ):
         latents.check_autoencoder(file, context.input("latents"), model.config["autoencoder_sha256"])
-        with hdf5.writing(part) as out:
-            stage = Stage(context, model, file, out)
+        stage = Stage(context, model, file)
+        context.share(stage.parts, "sample")
+        with (
+            context.publish("samples") as part,
+            context.publish("latent_flow") as folder,
+            hdf5.writing(part) as out,
+        ):
             total = 2 * len(stage.labels) + sum(file.shape(f"{split}/labels")[0] for split in REAL)
             with context.progress(total, "sample", "image") as progress:
-                nfe = stage.generate(progress)
-                stage.generate_few(progress)
-                stage.reconstruct(progress)
-            stage.trajectories()
-            error = stage.through_noise()
+                nfe = stage.generate(out, progress)
+                stage.generate_few(out, progress)
+                stage.reconstruct(out, progress)
+            stage.trajectories(out)
+            error = stage.through_noise(out)
             if error > FARTHEST:
                 raise UserError(
                     f"sample.inversion_steps is {p.inversion_steps}: on the way to its noise and back a latent moved by "
@@ -179,7 +203,7 @@ def main(context: Context) -> None:
                 dataset=file.attribute("dataset"),
                 precision=resolve(p.precision, model.device),
             )
-        model.save_pretrained(folder)
+            model.save_pretrained(folder)
 
 
 if __name__ == "__main__":

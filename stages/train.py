@@ -23,6 +23,7 @@ from lfm.precision import precision, resolve
 from pipeline.artifacts import hdf5, latents, snapshots
 from pipeline.artifacts.files import write_csv, write_json
 from pipeline.artifacts.latents import Latents, Store
+from pipeline.machine.ranks import Ranks
 from pipeline.params import FlowParams, TrainParams
 from pipeline.progress import say
 from pipeline.run import Context, run
@@ -30,6 +31,7 @@ from pipeline.training.ahead import ahead
 from pipeline.training.checkpoint import State
 from pipeline.training.init import begin_with, init_folder
 from pipeline.training.loop import Loop, compiled
+from pipeline.training.together import shared
 
 SNAPSHOT_NOISES, SNAPSHOT_STEPS = 16, 25
 BINS = 5  # of t, all of the same width, whose losses are shown while the training runs
@@ -124,20 +126,24 @@ class Fit(NamedTuple):
     model: Transformer
     ema: EMA[Transformer]
     optimizer: torch.optim.Optimizer
-    loss: Callable[..., Tensor]  # x0, x1, t, y ↦ a scalar
+    loss: Callable[..., Tensor]  # x0, x1, t, y of a batch ↦ a scalar
 
 
-def begin(model: Transformer, path: ProbPath, f: FlowParams, p: TrainParams, device: torch.device) -> Fit:
-    """A fit of the model, which is on the device, to the velocity of a path."""
+def begin(
+    model: Transformer, path: ProbPath, f: FlowParams, p: TrainParams, device: torch.device, ranks: Ranks | None = None
+) -> Fit:
+    """A fit of the model, which is on the device, to the velocity of a path, by one process or several."""
     loss = partial(cfm_loss, model, path, prediction=f.prediction, weighting=WEIGHTINGS[f.weighting])
+    loss = compiled(loss, "train", device) if p.compile else loss
     optimizer = torch.optim.AdamW(
         model.parameters(), p.learning_rate, (0.9, p.beta2), weight_decay=p.weight_decay, fused=True
     )
-    return Fit(model, EMA(model), optimizer, compiled(loss, "train", device) if p.compile else loss)
+    return Fit(model, EMA(model), optimizer, shared(loss, model, ranks or Ranks(), "train", p.batch_size))
 
 
 def update(fit: Fit, p: TrainParams, step: int, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """One step of the optimiser and of the average on a batch. Returns its loss, on the device: reading it waits for a GPU."""
+    """One step of the optimiser and of the average on a batch. Returns its loss, on the device: reading it waits for a GPU. Of
+    several processes' losses the mean is that of the batch."""
     with precision(p.precision, x0.device):
         loss = fit.loss(x0, x1, t, y)
     loss.backward()
@@ -160,7 +166,7 @@ def train_weak(context: Context, model: Transformer, data: Store, steps: int) ->
     f, p = context.params.flow, context.params.train
     path = make_path(f.path, f.sigma_min)
     end = last_time(path, divides_by_sigma=f.prediction == "data")
-    fit = begin(model, path, f, p, data.device)
+    fit = begin(model, path, f, p, data.device, context.ranks)
     drawn = ahead(partial(draws, f, p, end, data.shape), data.device)
     losses: list[tuple[int, float]] = []
     state = State({"model": model, "average": fit.ema.average}, fit.optimizer, {"losses": losses})
@@ -178,7 +184,7 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     f, p = context.params.flow, context.params.train
     path = make_path(f.path, f.sigma_min)
     end = last_time(path, divides_by_sigma=f.prediction == "data")
-    fit = begin(model, path, f, p, data.device)
+    fit = begin(model, path, f, p, data.device, context.ranks)
     averaged = fit.ema.average
     average = as_velocity(averaged, path, f.prediction, LEAST_SIGMA)
     drawn = ahead(partial(draws, f, p, end, data.shape), data.device)
@@ -195,7 +201,7 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
     edges = [f"{i / BINS:g}" for i in range(BINS + 1)]
     columns = ("step", "validation_loss", *(f"t from {a} to {b}" for a, b in pairwise(edges)))
     live = context.live("validation", columns, by_t)
-    if loop.start == 0 and 0 in due:
+    if context.leads and loop.start == 0 and 0 in due:
         snaps.append((0, snapshot(averaged, average, end, data.shape, p)))
 
     for step in loop:
@@ -206,12 +212,12 @@ def train(context: Context, model: Transformer, data: Store, held_out: Latents) 
             first.append((done, loop.checked(loss, done, first)))
         if loop.every(50, done):
             losses.append((done, loop.checked(loss, done, first)))
-        if loop.every(p.validate_every, done):
+        if context.leads and loop.every(p.validate_every, done):
             mean, bins = validation.loss()
             validated.append((done, mean))
             by_t.append((done, mean, *bins))
             live.add(by_t[-1])
-        if done in due:
+        if context.leads and done in due:
             snaps.append((done, snapshot(averaged, average, end, data.shape, p)))
     return Result(averaged, losses, validated, snaps)
 
@@ -221,8 +227,8 @@ def write(
 ) -> None:
     """The flow's folder."""
     p = context.params
-    validation_loss = result.validation[-1][1]
     with context.publish("flow") as folder:
+        validation_loss = result.validation[-1][1]
         save_model(folder, result.model, result.model.config)
         if weak is not None:
             save_model(folder / "weak", weak, weak.config)

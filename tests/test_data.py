@@ -327,7 +327,7 @@ def test_large_images_are_averaged_before_their_pixels_are_compared() -> None:
 
 def test_pictures_are_made_of_so_many_classes_and_of_however_few_images() -> None:
     file, unused = cast(Any, SimpleNamespace(read=lambda name: np.arange(300).repeat(2) % 200)), cast(Any, None)
-    assert sample.Stage(context("sample", parameters()), unused, file, unused).pictured.tolist() == list(range(16))
+    assert sample.Stage(context("sample", parameters()), unused, file).pictured.tolist() == list(range(16))
     pictures = np.zeros((37, 1, 4, 4), np.uint8)
     assert [gallery.in_rows(pictures[:n]).shape[:2] for n in (37, 10, 7)] == [(3, 10), (1, 10), (1, 7)]
 

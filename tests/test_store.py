@@ -1,6 +1,5 @@
 """The latents' file: encoded in parts by any number of processes, and read in the same order from memory or streamed."""
 
-import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +12,6 @@ from lfm.nets.latents import LatentScale
 from pipeline.artifacts import hdf5
 from pipeline.artifacts.hdf5 import Format
 from pipeline.artifacts.latents import Latents, Streamed, opened
-from pipeline.errors import UserError
-from pipeline.machine import ranks
-from pipeline.run import one_line
 from pipeline.training import order
 from tests.conftest import command
 from tools.workspace import outs
@@ -80,27 +76,6 @@ def test_batches_from_memory_and_streamed_are_the_same_bits(latents: Path, small
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------
-
-
-def leave_a_trace(rank: int, processes: int, folder: Path) -> None:
-    (folder / f"{rank} of {processes}").write_text(str(os.getpid()))
-
-
-def fail(rank: int, processes: int, folder: Path) -> None:
-    leave_a_trace(rank, processes, folder)
-    if rank == 1:
-        raise UserError("no room")
-
-
-def test_every_process_does_its_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LFM_PROCESSES", "2")
-    with pytest.raises(UserError, match="process 1 of 2 ended with exit code 2"):
-        ranks.run_all(fail, one_line, tmp_path)
-    assert "error: process 1 of 2: no room\n" in capfd.readouterr().err
-    pids = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
-    assert set(pids) == {"0 of 2", "1 of 2"} and pids["0 of 2"] == os.getpid() != pids["1 of 2"]
 
 
 def test_two_processes_encode_and_a_streaming_training_learns_the_same_bytes(tiny: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.run import Context
 from pipeline.training.checkpoint import Checkpoints, State
+from pipeline.training.together import mean
 
 F = TypeVar("F", bound=Callable[..., object])
 COMPLAINT = re.compile(r"error: |cannot find ")  # of a compiler or linker
@@ -37,7 +38,8 @@ class Loop:
         self.context, self.state, self.steps, self.rate = context, state, steps, rate
         kept = f"{part}-step" if part else "step"
         self.checkpoints = Checkpoints(context.scratch, context.params.runtime.checkpoint_every, name, kept)
-        self.start = self.checkpoints.resume(state)
+        self.ranks = context.ranks
+        self.start = self.ranks.in_turn(f"checkpoint of {part or name}", lambda: self.checkpoints.resume(state))
         self.name, self.loss = part or name, float("nan")
         self.live = context.live(self.name, ("step", "loss"), [row[:2] for row in next(iter(state.records.values()))])
 
@@ -47,7 +49,8 @@ class Loop:
                 for group in self.state.optimizer.param_groups:
                     group["lr"] = self.rate(step)
                 yield step
-                self.checkpoints.keep(self.state, step + 1, self.steps)
+                if self.context.leads:
+                    self.checkpoints.keep(self.state, step + 1, self.steps)
                 progress.advance(loss=self.loss)
 
     def every(self, count: int, done: int) -> bool:
@@ -55,9 +58,11 @@ class Loop:
         return done % count == 0 or done == self.steps
 
     def checked(self, loss: torch.Tensor, done: int, earlier: list[Any]) -> float:
-        """The loss as a number; raises `UserError` where it is not finite, or far above the first one, which stands second in
-        the first row of `earlier`."""
-        self.loss = self.checkpoints.sound(done, loss.item(), earlier)
+        """The loss of the whole batch as a number, which all processes ask for. Rank 0 raises `UserError` where it is not finite,
+        or far above the first one, which stands second in the first row of `earlier`."""
+        self.loss = mean(loss, self.ranks)
+        if self.context.leads:
+            self.checkpoints.sound(done, self.loss, earlier)
         self.live.add((done, self.loss))
         return self.loss
 
