@@ -221,7 +221,8 @@ def test_a_checkpoint_that_is_a_pickle_is_left_out(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("stage", "variable", "value"),
     [("evaluate", "LFM_DEVICE", value) for value in ("meta", "gpu", "cuda:99")]
-    + [("encode", "LFM_PROCESSES", value) for value in ("0", "many")],
+    + [("encode", "LFM_PROCESSES", value) for value in ("0", "many")]
+    + [("encode", "RANK", value) for value in ("-1", "first")],
 )
 def test_a_bad_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, error_of: Callable[[str], str], stage: str, variable: str, value: str

@@ -79,8 +79,8 @@ def shared(loss: F, model: nn.Module, ranks: Ranks, section: str, batch_size: in
         batch_size: B.
 
     Returns:
-        A function of the same tensors. The mean of its values over all processes is the loss, and `backward` leaves the gradient
-        of that mean in every process.
+        A function of the same tensors, to be kept while gradients are computed. The mean of its values over all processes is the
+        loss, and `backward` leaves the gradient of that mean in every process.
 
     Raises `UserError` where there are more processes than rows, or where Accelerate is set up for something else than data
     parallelism.
