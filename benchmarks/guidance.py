@@ -17,6 +17,7 @@ from lfm.evaluation.protocol import Settings, flat, look, rule
 from lfm.model import LatentFlow
 from lfm.nets.classifier import Classifier
 from lfm.nets.weights import load_model
+from lfm.sampling.solver import FIXED_STEP
 from pipeline.artifacts import hdf5, images
 from pipeline.params import load_params
 
@@ -53,9 +54,11 @@ FEW = [
     few(4, guidance_scale=1.9, guidance_interval=(0.6, 0.9)),
     few(4, guidance_scale=1.9, guidance_interval=(0.5, 0.9), autoguidance_scale=2.0, autoguidance_interval=(0, 0.5)),
     few(4, guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
-    few(8, "euler", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
-    few(4, "heun", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
-    few(2, "rk4", guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO),
+    *(
+        few(8 // solver.evaluations, name, guidance_scale=1.9, guidance_interval=(0.5, 0.9), **AUTO)
+        for name, solver in FIXED_STEP.items()
+        if name != "midpoint"
+    ),
 ]
 TABLES = {"scales": SCALES, "few": FEW}
 COLUMNS = (
