@@ -1,6 +1,7 @@
 """Several processes for one stage: the result of a single one, whatever becomes of them."""
 
 import csv
+import json
 import shutil
 import signal
 import socket
