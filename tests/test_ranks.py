@@ -116,8 +116,11 @@ def test_parts_made_by_several_processes_have_the_same_bytes(tiny: Path, tmp_pat
     before = outs(copy)
     for stage, n, out in (("sample", 3, "data/samples.h5"), ("likelihood", 2, "reports/likelihood.json")):
         (copy / out).unlink()
-        assert f"{stage}, 1 of {n}" in launch_stage(stage, n, copy)
+        printed = launch_stage(stage, n, copy)
+        assert f"{stage}, 1 of {n}" in printed
     assert outs(copy) == before
+    found = json.loads((copy / out).read_text(encoding="utf-8"))
+    assert f"likelihood: {found['bits_per_dim']:.4f} ± {2 * found['standard_error']:.4f} bits" in printed
 
 
 # --- those that LFM_PROCESSES starts --------------------------------------------------------------------------------------
