@@ -71,7 +71,7 @@ mend: $(STAMP) ## remove what dvc was killed in the middle of writing, and corru
 pictures: ## copy the pictures of the last run to docs/, where the README shows them, and photograph its pages
 	@mkdir -p docs/pictures && cp reports/pictures/*.png docs/pictures/
 	@$(SHOOT) --window-size=1280,940 --screenshot=docs/pictures/report.png file://$(CURDIR)/reports/report.html
-	@$(SHOOT) --window-size=1280,545 --screenshot=docs/pictures/sweep.png file://$(CURDIR)/sweeps/report.html
+	@$(SHOOT) --window-size=1280,585 --screenshot=docs/pictures/sweep.png file://$(CURDIR)/sweeps/report.html
 
 lock: ## resolve requirements.lock anew
 	@$(UV) pip compile -q --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

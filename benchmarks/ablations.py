@@ -52,6 +52,9 @@ class Figures(NamedTuple):
     accuracy: float  # percent
 
 
+BETTER = (-1, -1, 1)  # less loss, less distance, more accuracy
+
+
 class Reference:
     """The bundled classifier, and the real images that others are compared with."""
 
@@ -119,10 +122,10 @@ def header(*columns: str) -> None:
 def row(name: str, of_seeds: Sequence[Figures], baseline: Sequence[Figures]) -> str:
     """Mean ± sd over seeds of each figure, and behind loss and distance the difference to the baseline, paired by seed."""
     cells = [name, str(len(of_seeds))]
-    for values, others in zip(zip(*of_seeds, strict=True), zip(*baseline, strict=True), strict=True):
+    for values, others, sign in zip(zip(*of_seeds, strict=True), zip(*baseline, strict=True), BETTER, strict=True):
         cells.append(spread(values))
         difference = compare([a - b for a, b in zip(values, others, strict=False)])
-        cells.append("" if name == BASELINE else f"{interval(difference)}: {difference.word(0)}")
+        cells.append("" if name == BASELINE else f"{interval(difference)}: {difference.word(sign)}")
     return f"| {' | '.join(cells)} |"
 
 

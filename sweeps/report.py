@@ -29,7 +29,7 @@ def main(context: Context) -> None:
     for name, rows in (("cost", cost), ("guidance", guidance)):
         with context.publish(SWEEPS / f"{name}.csv") as part:
             write_csv(part, COLUMNS, ([q[key] for key in COLUMNS] for q in rows))
-    real = ("real images", default["fd_test"])
+    real = ("test images", default["fd_test"])
 
     def line(rows: Points, x: str, y: str) -> Line:
         return [q[x] for q in rows], [q[y] for q in rows]

@@ -65,7 +65,7 @@ Or change a value in {PRESET} and run `make demo` again: only what depends on it
 
 def main() -> None:
     say(f"Digits drawn from noise by the bundled flow: {draw()}")
-    say("\nNow a flow is trained from scratch on 6,000 real digits, and measured: eleven stages, one to three minutes.")
+    say("\nNow a flow is trained from scratch on 6,000 real digits, and measured: eleven stages, two to four minutes.")
     began = time.monotonic()
     prepare(WORKSPACE)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DVC_")}
