@@ -120,11 +120,11 @@ def header(*columns: str) -> None:
 
 
 def row(name: str, of_seeds: Sequence[Figures], baseline: Sequence[Figures]) -> str:
-    """Mean ± sd over seeds of each figure, and behind loss and distance the difference to the baseline, paired by seed."""
+    """Mean ± sd over seeds of each figure, and behind it the difference to the baseline, paired by seed."""
     cells = [name, str(len(of_seeds))]
     for values, others, sign in zip(zip(*of_seeds, strict=True), zip(*baseline, strict=True), BETTER, strict=True):
         cells.append(spread(values))
-        difference = compare([a - b for a, b in zip(values, others, strict=False)])
+        difference = compare([a - b for a, b in zip(values, others, strict=True)])
         cells.append("" if name == BASELINE else f"{interval(difference)}: {difference.word(sign)}")
     return f"| {' | '.join(cells)} |"
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
+
 from pipeline.artifacts.files import read_json, write_csv
 from pipeline.page.charts import Line, chart
 from pipeline.page.html import page
@@ -10,13 +12,28 @@ from pipeline.params import load_yaml
 from pipeline.run import Context, run
 
 SWEEPS = Path("sweeps")
-COLUMNS = ("solver", "guidance", "evaluations", "fd", "fd_test", "accuracy", "images", "default")
+
+
+class Point(TypedDict):
+    """What `sweeps.points` writes of a point."""
+
+    solver: str
+    guidance: float
+    evaluations: float
+    fd: float
+    fd_test: float
+    accuracy: float
+    images: int
+    default: int
+
+
+COLUMNS = tuple(Point.__annotations__)
 Points = list[dict[str, Any]]
 
 
 def points(name: str) -> Points:
-    """The points of a file that `sweeps.points` wrote."""
-    found: Points = read_json(SWEEPS / "points" / f"{name}.json", points=list[dict[str, Any]])["points"]
+    """The points of a file that `sweeps.points` wrote. Raises `UserError` where one of them is no `Point`."""
+    found: Points = read_json(SWEEPS / "points" / f"{name}.json", points=list[Point])["points"]
     return found
 
 

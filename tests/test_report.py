@@ -22,6 +22,7 @@ from pipeline.page.pictures import Picture, strip
 from pipeline.params import load_params
 from stages import evaluate, report
 from sweeps.points import of_scale, of_solver
+from sweeps.report import points
 from tests.conftest import ROOT, command, context
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -171,3 +172,17 @@ def test_a_bad_point_is_an_error(words: str, key: str) -> None:
     of = of_solver if " " in words else of_scale
     with pytest.raises(UserError, match=f"^sweeps/dvc.yaml: {key}"):
         of(Sampler(), *words.split())
+
+
+@pytest.mark.parametrize(("key", "value"), [("fd", "0.04"), ("images", None), ("accuracy", float("inf"))])
+def test_a_damaged_point_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, value: object) -> None:
+    good = json.loads((ROOT / "sweeps/points/euler.json").read_text(encoding="utf-8"))
+    (tmp_path / "sweeps/points").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path = Path("sweeps/points/euler.json")
+    path.write_text(json.dumps(good), encoding="utf-8")
+    assert points("euler") == good["points"]
+    good["points"][1][key] = value
+    path.write_text(json.dumps(good), encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{path}: .*delete it"):
+        points("euler")
